@@ -27,7 +27,7 @@ from signer.keys.rows import UnreadableError, UnreadableRow
 from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspended, Suspension
 from signer.officers.accounting import Judgement
 from signer.officers.approval import Officers
-from signer.officers.kinds.base import OperationContext
+from signer.officers.kinds.operation_context import OperationContext
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 

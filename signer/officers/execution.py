@@ -27,9 +27,7 @@ from signer.officers.approval import (
 from signer.officers.kinds.base import (
     Details,
     Effects,
-    OperationContext,
     OperationDependencies,
-    OperationError,
     OperationKind,
     StoppedError,
     Work,
@@ -40,6 +38,7 @@ from signer.officers.kinds.clock_confirmation import ConfirmClockKind
 from signer.officers.kinds.create_key import CreateKeyKind, NewVersionKind
 from signer.officers.kinds.enrolment import EnrolKind
 from signer.officers.kinds.officer_change import ChangeOfficersKind
+from signer.officers.kinds.operation_context import OperationContext, OperationError
 from signer.officers.kinds.placements import AddPlacementKind, RemovePlacementKind
 from signer.officers.kinds.policy_change import PutPolicyKind
 from signer.officers.kinds.rotation import RotateKind

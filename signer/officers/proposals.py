@@ -32,13 +32,9 @@ from signer.officers.approval import (
 )
 from signer.officers.execution import KINDS, Executor, check_time, known_kind, unknown_kind
 from signer.officers.kinds import rotation
-from signer.officers.kinds.base import (
-    OperationContext,
-    OperationDependencies,
-    OperationError,
-    shortened,
-)
+from signer.officers.kinds.base import OperationDependencies, shortened
 from signer.officers.kinds.clock_confirmation import KIND as CLOCK
+from signer.officers.kinds.operation_context import OperationContext, OperationError
 from signer.officers.records import ActRecord, check_reason
 from signer.officers.store import OperationState, OperationStore, StoredOperation
 

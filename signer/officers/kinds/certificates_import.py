@@ -16,18 +16,14 @@ from signer.errors import OperatorError
 from signer.formats.hcert import DCC_USAGES
 from signer.keys.writing import Change
 from signer.model import KeyState, KeyVersion
-from signer.officers.kinds.base import (
-    Details,
-    Effects,
+from signer.officers.kinds.base import Details, Effects, OperationKind, Work, found_problems
+from signer.officers.kinds.create_key import hcert_terms
+from signer.officers.kinds.operation_context import (
     OperationContext,
     OperationError,
-    OperationKind,
-    Work,
     basis_problems,
-    found_problems,
     utc,
 )
-from signer.officers.kinds.create_key import hcert_terms
 from signer.x509 import certified, extended_key_usages, is_authority, read_certificate
 
 MAX_CHAIN = 5

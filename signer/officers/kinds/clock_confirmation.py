@@ -7,15 +7,8 @@ from pydantic import Field
 
 from signer.clock import JUMP_SECONDS
 from signer.officers.approval import CLOCK, MAX_NUMBER
-from signer.officers.kinds.base import (
-    Details,
-    Effects,
-    OperationContext,
-    OperationError,
-    OperationKind,
-    Work,
-    utc,
-)
+from signer.officers.kinds.base import Details, Effects, OperationKind, Work
+from signer.officers.kinds.operation_context import OperationContext, OperationError, utc
 
 KIND = CLOCK
 

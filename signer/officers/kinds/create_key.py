@@ -21,13 +21,12 @@ from signer.officers.kinds.base import (
     Details,
     Effects,
     Moment,
-    OperationContext,
     OperationKind,
     Pair,
     Work,
     found_problems,
-    utc,
 )
+from signer.officers.kinds.operation_context import OperationContext, utc
 from signer.officers.kinds.storing import (
     changed_storage,
     is_stored,

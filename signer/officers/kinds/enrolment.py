@@ -12,17 +12,10 @@ from signer.errors import ConfigError, OperatorError
 from signer.keys import lifecycle
 from signer.keys.lifecycle import TokenAdmin, cka_id_of, make_version
 from signer.model import Format, KeyVersion
-from signer.officers.kinds.base import (
-    Effects,
-    OperationContext,
-    OperationError,
-    OperationKind,
-    Pair,
-    Work,
-    shortened,
-)
+from signer.officers.kinds.base import Effects, OperationKind, Pair, Work, shortened
 from signer.officers.kinds.create_key import save_made, try_out
 from signer.officers.kinds.enrolment_table import EnrolmentRow, Mistake, read_rows, read_table
+from signer.officers.kinds.operation_context import OperationContext, OperationError
 from signer.officers.kinds.policy_change import WRITTEN, PutPolicy, replaced_problems, unwritten
 from signer.officers.kinds.storing import is_stored, place_text, storage_problems, wrapping_key_of
 from signer.policy import values

@@ -13,7 +13,7 @@ from signer.algorithms import Algorithm
 from signer.errors import OperatorError
 from signer.keys.lifecycle import NewKey, check_bits
 from signer.model import IDENTIFIER, KeyName
-from signer.officers.kinds.base import OperationError
+from signer.officers.kinds.operation_context import OperationError
 from signer.policy import values
 from signer.text import count
 

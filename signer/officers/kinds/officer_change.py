@@ -11,16 +11,9 @@ from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.officers.approval import officers_sha256
-from signer.officers.kinds.base import (
-    Details,
-    Effects,
-    OperationContext,
-    OperationError,
-    OperationKind,
-    Work,
-    utc,
-)
+from signer.officers.kinds.base import Details, Effects, OperationKind, Work
 from signer.officers.kinds.certificates_import import decoded, read_any
+from signer.officers.kinds.operation_context import OperationContext, OperationError, utc
 from signer.officers.offline_check import MAX_OFFICERS_BYTES
 from signer.officers.validity import DAY, Validity
 from signer.policy.values import principals

@@ -12,15 +12,9 @@ from pydantic import Field
 
 from signer.errors import OperatorError
 from signer.model import KeyState, KeyVersion, Placement
-from signer.officers.kinds.base import (
-    Details,
-    Effects,
-    OperationContext,
-    OperationKind,
-    Work,
-    basis_problems,
-)
+from signer.officers.kinds.base import Details, Effects, OperationKind, Work
 from signer.officers.kinds.create_key import try_out
+from signer.officers.kinds.operation_context import OperationContext, basis_problems
 from signer.officers.permits import ADD_PLACEMENT, REMOVE_PLACEMENT
 
 _CKA_ID = re.compile("([0-9a-f]{2}){1,255}")

@@ -3,14 +3,8 @@
 from signer.config.policy_documents import PolicyText
 from signer.config.policy_files import policy_files
 from signer.errors import ConfigError
-from signer.officers.kinds.base import (
-    Details,
-    Effects,
-    OperationContext,
-    OperationError,
-    OperationKind,
-    Work,
-)
+from signer.officers.kinds.base import Details, Effects, OperationKind, Work
+from signer.officers.kinds.operation_context import OperationContext, OperationError
 from signer.policy.difference import difference
 from signer.text import count
 

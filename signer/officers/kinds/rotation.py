@@ -22,15 +22,12 @@ from signer.officers.kinds.base import (
     Details,
     Effects,
     Moment,
-    OperationContext,
-    OperationError,
     OperationKind,
     Pair,
     Span,
     Work,
     found_problems,
     shortened,
-    utc,
 )
 from signer.officers.kinds.certificates_import import (
     activation_problems,
@@ -49,6 +46,7 @@ from signer.officers.kinds.create_key import (
     save_made,
     subject_problems,
 )
+from signer.officers.kinds.operation_context import OperationContext, OperationError, utc
 from signer.officers.kinds.storing import is_stored, place_text, storage_problems, wrapping_key_of
 from signer.officers.rotation_plan import Step, parse_plan, plan_text
 from signer.text import count, duration

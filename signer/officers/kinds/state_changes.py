@@ -9,19 +9,14 @@ from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.keys.writing import Change
 from signer.model import KeyName, KeyState, KeyVersion, Suspension, parse_key_or_version
-from signer.officers.kinds.base import (
-    Details,
-    Effects,
-    Moment,
+from signer.officers.kinds.base import Details, Effects, Moment, OperationKind, Work, found_problems
+from signer.officers.kinds.certificates_import import activation_problems
+from signer.officers.kinds.operation_context import (
     OperationContext,
     OperationError,
-    OperationKind,
-    Work,
     basis_problems,
-    found_problems,
     utc,
 )
-from signer.officers.kinds.certificates_import import activation_problems
 from signer.officers.standing import TIMES, since_of
 
 

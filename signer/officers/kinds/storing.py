@@ -6,7 +6,7 @@ The policy says it, and the approved bytes name the wrapping key.
 from collections.abc import Iterable
 
 from signer.model import KeyName, KeyState, KeyVersion, Storage
-from signer.officers.kinds.base import OperationContext, OperationError
+from signer.officers.kinds.operation_context import OperationContext, OperationError
 from signer.policy.rules import Policy
 
 _FIRST = "officers create one with `signer operations propose create-wrapping-key`"

@@ -12,15 +12,9 @@ from signer.errors import OperatorError
 from signer.keys.lifecycle import TokenAdmin
 from signer.keys.writing import ChangedMeanwhileError
 from signer.model import KeyVersion, WrappedKey, WrappingKey, wrapping_cka_id
-from signer.officers.kinds.base import (
-    Details,
-    Effects,
-    OperationContext,
-    OperationKind,
-    Work,
-    shortened,
-)
+from signer.officers.kinds.base import Details, Effects, OperationKind, Work, shortened
 from signer.officers.kinds.create_key import try_out
+from signer.officers.kinds.operation_context import OperationContext
 from signer.officers.permits import REWRAP
 from signer.text import count
 

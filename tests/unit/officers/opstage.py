@@ -35,7 +35,8 @@ from signer.officers.approval import Proposal
 from signer.officers.emergency import EmergencyStops
 from signer.officers.execution import Executor
 from signer.officers.keys_record import baseline_fields
-from signer.officers.kinds.base import OperationContext, OperationDependencies
+from signer.officers.kinds.base import OperationDependencies
+from signer.officers.kinds.operation_context import OperationContext
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.proposals import PreparedOperation, Proposals
 from signer.officers.records import OfficersRecord, OperationRecords
