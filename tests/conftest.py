@@ -82,16 +82,16 @@ def postgres() -> Iterator[Postgres]:
 def make_appliance(tmp_path: Path) -> Iterator[Callable[..., Appliance]]:
     """Makes appliances that serve; whatever still lives at the end must end cleanly.
 
-    ``make_appliance(workers=1, facilities=20, config={"limits": {"calls": 2}},
+    ``make_appliance(workers=2, facilities=20, config={"limits": {"calls": 2}},
     policy=lambda policy: policy["facilities"].pop("moh"),
-    environment={"NAME": "value"}, start=False)``: all are optional. ``config`` and
-    ``policy`` are applied between provisioning and the start.
+    environment={"NAME": "value"}, start=False)``: all are optional; there is one worker by
+    default. ``config`` and ``policy`` are applied between provisioning and the start.
     """
     made: list[Appliance] = []
 
     def make(
         *,
-        workers: int | None = None,
+        workers: int = 1,
         facilities: int | None = None,
         config: Mapping[str, Any] | None = None,
         policy: Callable[[dict[str, Any]], object] | None = None,
@@ -102,8 +102,7 @@ def make_appliance(tmp_path: Path) -> Iterator[Callable[..., Appliance]]:
         one = Appliance(tmp_path / f"dev-{len(made)}", arguments, environment)
         made.append(one)
         one.init()
-        if workers is not None:
-            one.set_workers(workers)
+        one.set_workers(workers)
         if config is not None:
             one.configure(config)
         if policy is not None:

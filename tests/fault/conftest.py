@@ -15,11 +15,18 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """A daemon of the test's own, not started; it must end cleanly if it still lives."""
     appliance = Appliance(tmp_path / "dev")
     appliance.init()
+    appliance.set_workers(1)
     made = Daemon(appliance.dir / "signer.yaml")
     yield made
     if made.running:
         code = made.stop()
         assert code == 0, f"the daemon ended with {code}:\n{made.log.read_text()[-4000:]}"
+
+
+@pytest.fixture
+def two_workers(daemon: Daemon) -> None:
+    """Gives it a second one."""
+    daemon.configure(token={"workers": 2})
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from tests.fault.test_audit_kill import kill, on_record
 from tests.fault.test_token import hide_token, show_token
 from tests.proxy import Proxy
 
+pytestmark = pytest.mark.usefixtures("two_workers")
+
 CALLERS = 24
 
 

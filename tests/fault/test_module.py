@@ -20,6 +20,8 @@ from tests.daemon import RECORDS, Daemon, kill_workers, until
 from tests.fault.daemon import OTHERS, Load, check_all
 from tests.fault.shim import Action, Shim
 
+pytestmark = pytest.mark.usefixtures("two_workers")
+
 WRONG: dict[str, Any] = {"action": Action.FLIP}
 HANG: dict[str, Any] = {"action": Action.HANG}
 CRASH: dict[str, Any] = {"action": Action.SEGFAULT}

@@ -14,6 +14,8 @@ from signer.v1 import signing_pb2
 from tests.daemon import RECORDS, Daemon
 from tests.integration import edge
 
+pytestmark = pytest.mark.usefixtures("two_workers")
+
 LOAD, CALLERS, ITEMS, SAMPLES = 0.7, 3, 50, 30
 MIB = 1 << 20
 FRONT_GROWTH, WORKER_GROWTH = 8 * MIB, 4 * MIB

@@ -15,10 +15,12 @@ from signer.config.models import load_config
 from signer.hsm.front.process import token_spec
 from signer.hsm.spec import TokenSpec
 from signer.tools.dev import softhsm
-from signer.tools.dev.appliance import DevAppliance
+from tests.appliances import Appliance
 from tests.daemon import RECORDS, Daemon, kill_workers, until
 from tests.fault.daemon import OTHERS
 from tests.integration.hsm_probe import ask
+
+pytestmark = pytest.mark.usefixtures("two_workers")
 
 
 def spec(daemon: Daemon) -> TokenSpec:
@@ -34,7 +36,7 @@ def alter(daemon: Daemon, statement: str, *values: object) -> None:
         registry.execute("UPDATE revision SET value = value + 1")
         registry.execute("UPDATE key_versions SET revision = (SELECT value FROM revision)")
         registry.commit()
-    with DevAppliance(daemon.folder):
+    with Appliance(daemon.folder):
         pass
 
 

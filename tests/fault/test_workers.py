@@ -13,6 +13,8 @@ from signer.audit.read.reader import Reader
 from tests.daemon import Daemon, kill_workers, until
 from tests.fault.daemon import Load
 
+pytestmark = pytest.mark.usefixtures("two_workers")
+
 
 @pytest.mark.parametrize("times", [3])
 def test_callers_do_not_notice_one_killed_worker(daemon: Daemon, times: int) -> None:

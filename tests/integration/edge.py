@@ -174,13 +174,12 @@ def refused_by_grpc(call: Callable[[], object]) -> tuple[str, str]:
 def own(appliance: Any, folder: Path, **changes: Any) -> Iterator[Any]:
     """An appliance like the session's but with changes, for all tests of a module.
 
-    ``config``, ``policy`` and ``workers`` as for ``make_appliance``; ``prepare``
+    ``config``, ``policy`` and ``workers`` are those of ``make_appliance``; ``prepare``
     gets the appliance before it starts.
     """
     made = type(appliance)(folder / "dev")
     made.init()
-    if "workers" in changes:
-        made.set_workers(changes["workers"])
+    made.set_workers(changes.get("workers", 1))
     if "config" in changes:
         made.configure(changes["config"])
     if "policy" in changes:

@@ -292,7 +292,9 @@ def shown(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     config = {"audit": {"mirror": str(mirror)}}
     (folder / "rules.yml").write_text(RULES)
     with ExitStack() as stack:
-        own = edge.own(appliance, tmp_path_factory.mktemp("watched"), config=config, policy=change)
+        own = edge.own(
+            appliance, tmp_path_factory.mktemp("watched"), workers=2, config=config, policy=change
+        )
         made = stack.enter_context(own)
         target = made.dev["metrics"].removeprefix("http://")
         server = PrometheusServer(folder, CONFIG.format(target=target))

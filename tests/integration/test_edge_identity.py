@@ -320,7 +320,7 @@ def no_tls(made: Any) -> None:
 def test_handshakes_that_fail_are_counted_by_cause_and_do_not_flood_the_log(
     make_appliance: Any, tmp_path: Path
 ) -> None:
-    made = make_appliance(workers=1)
+    made = make_appliance()
     (tmp_path / "foreign").mkdir()
     foreign = pki.authority(tmp_path / "foreign", "ca", "Signer development clients")
     issued = edge.issue(tmp_path, foreign, "foreign", plan.principal("issuer"))

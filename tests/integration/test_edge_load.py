@@ -32,11 +32,7 @@ def small(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """An appliance with few places and one worker."""
     limits = {"calls": CALLS, "calls_per_client": SHARE, "queued_items": QUEUED}
     with edge.own(
-        appliance,
-        tmp_path_factory.mktemp("small"),
-        workers=1,
-        policy=change,
-        config={"limits": limits},
+        appliance, tmp_path_factory.mktemp("small"), policy=change, config={"limits": limits}
     ) as made:
         yield made
 
@@ -120,7 +116,7 @@ def test_large_batches_of_one_client_wait_for_each_other(
 ) -> None:
     """Together they are far beyond its share of bytes; each alone has room."""
     limits = {"bytes_in_flight_per_client": 512 << 10}
-    made = make_appliance(workers=1, config={"limits": limits})
+    made = make_appliance(config={"limits": limits})
     asked = signing_pb2.SignBatchRequest(
         key=SMALL, format="FORMAT_MESSAGE", payloads=[bytes(1000)] * 200
     )
@@ -176,7 +172,7 @@ def test_a_service_that_is_none_of_ours_has_no_health(small: Any) -> None:
 
 def test_connections_are_bounded(make_appliance: Callable[..., Any]) -> None:
     """One more is closed; nothing happens to those that are open."""
-    made = make_appliance(workers=1, config={"limits": {"connections": 3}})
+    made = make_appliance(config={"limits": {"connections": 3}})
     check = health_pb2.HealthCheckRequest()
     with ExitStack() as stack:
         connected = [stack.enter_context(edge.connect(made.dev, "stranger")) for _ in range(3)]
@@ -201,7 +197,7 @@ def signs(made: Any) -> bool:
 
 
 def test_few_descriptors_limit_the_connections(make_appliance: Callable[..., Any]) -> None:
-    made = make_appliance(workers=1, start=False)
+    made = make_appliance(start=False)
     made._command = ["prlimit", f"--nofile={KEPT - 100}:", *made._command]
     made.start()
     raised, _ = resource.prlimit(made.process.pid, resource.RLIMIT_NOFILE)

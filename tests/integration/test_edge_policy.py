@@ -121,7 +121,7 @@ def policed(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("policed")
     away_from_midnight()
     with edge.own(
-        appliance, folder, policy=change, prepare=prepare, workers=1, config={"reflection": False}
+        appliance, folder, policy=change, prepare=prepare, config={"reflection": False}
     ) as made:
         yield made
 

@@ -23,7 +23,7 @@ SERVER_FILES = ("server.pem", "server.key")
 @pytest.fixture(scope="module")
 def mine(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("reloaded")
-    with edge.own(appliance, folder, workers=1) as made:
+    with edge.own(appliance, folder) as made:
         yield made
 
 

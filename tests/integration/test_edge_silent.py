@@ -35,7 +35,7 @@ LIMITS = {"limits": {"calls": CALLS, "calls_per_client": SHARE, "drain_seconds":
 def small(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An appliance with few places, and reflection."""
     folder = tmp_path_factory.mktemp("silent")
-    with edge.own(appliance, folder, workers=1, config={"reflection": True} | LIMITS) as made:
+    with edge.own(appliance, folder, config={"reflection": True} | LIMITS) as made:
         yield made
 
 
@@ -223,7 +223,7 @@ def started(watch: Any) -> bool:
 
 
 def test_who_does_not_read_holds_nobody_up(make_appliance: Callable[..., Any]) -> None:
-    made = make_appliance(workers=1, config={"reflection": True} | LIMITS)
+    made = make_appliance(config={"reflection": True} | LIMITS)
     [worker] = [
         child
         for child in psutil.Process(made.process.pid).children(recursive=True)

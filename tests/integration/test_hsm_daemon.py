@@ -133,7 +133,7 @@ def serves(client: Any, key: str) -> bool:
 
 
 def test_keys_made_while_the_daemon_runs_are_served(make_appliance: Make) -> None:
-    appliance = make_appliance()
+    appliance = make_appliance(workers=2)
     before = workers(appliance)
     with appliance.client() as client:
         made: list[dict[str, Any]] = [{"algorithm": "ES256"}, {"algorithm": "PS256", "bits": 3072}]
@@ -169,7 +169,7 @@ def test_a_key_that_is_made_signs_at_once_on_all_workers(make_appliance: Make, l
 
 
 def test_keys_made_while_a_worker_is_replaced_are_served(make_appliance: Make) -> None:
-    appliance = make_appliance()
+    appliance = make_appliance(workers=2)
     with appliance.client() as client:
         for number in range(2):
             kill_workers(appliance.dir, *workers(appliance))
@@ -223,7 +223,7 @@ def test_two_hundred_signatures_have_a_low_s_and_no_nonce_twice(appliance: Any) 
 
 @pytest.mark.torture
 def test_thousands_of_keys_are_made_and_served(make_appliance: Make) -> None:
-    appliance = make_appliance(facilities=2500)
+    appliance = make_appliance(workers=2, facilities=2500)
     with appliance.client() as client:
         for number in range(1, 2501):
             name = f"facilities/l-{number:05}/keys/records"

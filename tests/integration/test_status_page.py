@@ -47,7 +47,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 @pytest.fixture(scope="module")
 def mine(appliance: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A daemon that signed, failed, lost a worker, and has been looked at since."""
-    with edge.own(appliance, tmp_path_factory.mktemp("seen")) as made:
+    with edge.own(appliance, tmp_path_factory.mktemp("seen"), workers=2) as made:
         with edge.connect(made.dev) as issuer:
             worker = psutil.Process(made.process.pid).children()[0]
             kill_workers(made.dir, worker)

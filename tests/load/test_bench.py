@@ -115,7 +115,7 @@ def test_the_bench_prints_one_object_a_case(appliance: Any, program: Path, tmp_p
 def test_the_bench_compares_two_checkouts_that_are_busy(
     make_appliance: Any, program: Path, tmp_path: Path
 ) -> None:
-    mine = make_appliance(start=False)
+    mine = make_appliance(workers=2, start=False)
     root = Path(__file__).parents[2]
     done = bench(
         *(mine, program, "--load", tmp_path / "absent", "--against", root),
@@ -137,7 +137,7 @@ def test_the_bench_compares_two_checkouts_that_are_busy(
 def test_an_overload_of_a_slow_token_is_measured(
     make_appliance: Any, program: Path, tmp_path: Path
 ) -> None:
-    made = make_appliance(start=False)
+    made = make_appliance(workers=2, start=False)
     shim = compiled(tmp_path)
     done = bench(made, program, *("--latency", 5, "--shim", shim, "--json", "--case", "overload"))
     assert done.returncode in {0, 1}, done.stderr
