@@ -1,7 +1,7 @@
 # make demo    signs and verifies real certificates, from nothing
 # make test    the whole test suite
 # make check   style, types, layers, proto lint, drift of generated code
-# make torture long fault and scale runs
+# make torture long fault and scale runs, to take at most 40 minutes on 2 cores
 # make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
 # make clients    the clients of docs/clients, as printed: fetched, compiled and run
 # make reference  docs/metrics.md, docs/api.md and docs/cli.md anew, from the code
@@ -46,8 +46,9 @@ demo: $(READY)
 test: $(TOOLS) build/shim.so
 	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# As `test`; conftest.py has the files that take longest begin.
 torture: $(TOOLS) build/shim.so
-	$(BIN)/pytest -m torture
+	$(BIN)/pytest -m torture --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 packaging: $(DEV)
 	.ci/packages packaging

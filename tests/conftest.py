@@ -32,14 +32,33 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "how many facilities the test of thousands of wrapped keys enrols"
+    parser.addoption("--wrapped-keys", type=int, default=15_000, metavar="N", help=text)
+
+
+LONG = (
+    "test_state_machine.py",
+    "test_audit_kill.py",
+    "test_wrapped_scale.py",
+    "test_return_codes.py",
+    "test_soak.py",
+    "test_history.py",
+)
+"""The files of the long tests that take longest, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that take long: none may be the last to end, alone on its processor."""
-    items.sort(key=_at_the_end)
+    items.sort(key=_place)
 
 
-def _at_the_end(item: pytest.Item) -> bool:
-    """Whether a test is in one of the many short files of unit tests."""
-    return "unit" in item.path.parts and item.path.name != "test_state_machine.py"
+def _place(item: pytest.Item) -> int:
+    """Returns where a test comes: long tests first, the many short files of unit tests last."""
+    name = item.path.name
+    if name in LONG and (name == LONG[0] or item.get_closest_marker("torture")):
+        return LONG.index(name)
+    return len(LONG) + ("unit" in item.path.parts)
 
 
 def pytest_collection_finish() -> None:

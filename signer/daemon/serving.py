@@ -151,7 +151,7 @@ class Serving:
         known = self._state
         try:
             newest, page = self._registry.state_and_page(known.keys, self._compared, COMPARED)
-            # What raised the revision since is no difference: that is served as it is read.
+            # What has raised the revision since is served as it is read, and does not count.
             moved = newest.keys.revision != known.keys.revision
             differs = (
                 (newest != known and not moved)

@@ -86,7 +86,7 @@ class Site:
         [seq] = await self.evidence.intend(principal, intents, time.monotonic() + 60)
         signed = Signed(SIGNATURES[:items], {})
         outcome = await self.evidence.outcome(seq, principal, version_of(request), signed)
-        await self.evidence.conclude([seq], [outcome])
+        await self.evidence.conclude([outcome])
 
     async def sign_all(self, numbers: Iterator[int], items: int, names: Sequence[str]) -> None:
         """Signs batches one after the other; several callers may share the numbers."""

@@ -1,0 +1,214 @@
+"""Thousands of facilities with wrapped keys, with a millisecond added to each call of the module.
+
+One operation enrols them, a daemon that starts anew serves them, others rotate a part of them.
+``--wrapped-keys N`` sets how many there are; with ``-s`` the figures of this machine are printed.
+"""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from signer.client import AsyncSignerClient
+from tests.appliances import WrappedKeys
+from tests.daemon import RECORDS, SECONDS, Daemon, correct
+from tests.fault.shim import Shim
+from tests.integration.officers import Office, csv_of
+
+ISSUER = "spiffe://dev.signer.example/issuer"
+LATENCY = 0.001  # seconds that each call of the module takes longer
+WORKERS, CALLERS = 4, 48
+SLICE = 3000  # single items of one measurement
+PAUSE = 0.05  # seconds between the items of the caller during the enrolment
+ROTATED = 50  # one key in so many
+MIB = 1 << 20
+FRONT_MIB, WORKER_MIB = 200, 60
+OF_MODULE = 8 << 10
+"""Bytes that SoftHSM keeps for each unwrapped key, measured without our code: a worker's own memory
+is what is left without them."""
+
+
+@pytest.fixture
+def size(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--wrapped-keys"))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, shim_module: Path) -> Iterator[Daemon]:
+    appliance = WrappedKeys(tmp_path / "dev")
+    appliance.init()
+    shim = Shim(tmp_path / "shim", index=True)
+    made = Daemon(appliance.dir / "signer.yaml")
+    made.configure(
+        token={
+            "module": str(shim_module),
+            "environment": shim.environment,
+            "workers": WORKERS,
+            "key_lookup": None,
+        },
+        limits={"calls_per_client": 2 * CALLERS},
+    )
+    shim.latency = LATENCY
+    yield made
+    if made.running:
+        assert made.stop() == 0
+
+
+def say(text: str) -> None:
+    """A figure of this machine, for a person who runs the test with -s."""
+    print(f"\n{text}", flush=True)
+
+
+def memory(daemon: Daemon, unwrapped: int = 0) -> tuple[int, int]:
+    """MiB of the front process, and of the largest worker without what the module has."""
+    assert daemon.process is not None
+    front = psutil.Process(daemon.process.pid).memory_info().rss // MIB
+    workers = [worker.memory_info().rss for worker in daemon.workers()]
+    of_module = unwrapped * OF_MODULE
+    say(
+        f"memory in MiB: front {front}, largest worker {max(workers) // MIB}, of it the module's"
+        f" objects about {of_module // MIB}"
+    )
+    return front, (max(workers) - of_module) // MIB
+
+
+async def sign_each(office: Office, keys: Sequence[str]) -> float:
+    """Signs one item with each key, many calls at a time; returns items a second."""
+    identity = office.dev["clients"]["issuer"]
+    client = AsyncSignerClient.from_files(
+        office.dev["address"],
+        server_name=office.dev["server_name"],
+        ca=office.dev["ca"],
+        certificate=identity["cert"],
+        key=identity["key"],
+    )
+    left = iter(keys)
+
+    async def call() -> None:
+        for key in left:
+            [item] = await client.sign_batch(key, "MESSAGE", [b"m"], timeout=60)
+            assert item.ok, item.error
+
+    async with client:
+        began = time.monotonic()
+        await asyncio.gather(*(call() for _ in range(CALLERS)))
+        return len(keys) / (time.monotonic() - began)
+
+
+def own_key_signs(office: Office, keys: Sequence[str], number: int) -> None:
+    """Each key signs by this version, and that version's public key verifies it."""
+    with office.client("issuer") as client:
+        for key in keys:
+            [item] = client.sign_batch(key, "MESSAGE", [b"own"])
+            assert item.key_version == f"{key}/versions/{number}"
+            public = load_der_public_key(client.get_key_version(item.key_version).public_key)
+            assert isinstance(public, EllipticCurvePublicKey)
+            assert correct(public, b"own", item.signature)
+
+
+@contextmanager
+def signing(daemon: Daemon) -> Iterator[list[float]]:
+    """A caller signs an item now and then; yields how long each has taken, in seconds."""
+    took, over = list[float](), threading.Event()
+
+    def call() -> None:
+        with daemon.client() as client:
+            while not over.wait(PAUSE):
+                began = time.monotonic()
+                [item] = client.sign_batch(RECORDS, "MESSAGE", [b"m"], timeout=SECONDS)
+                took.append(time.monotonic() - began)
+                assert item.ok, item.error
+
+    with ThreadPoolExecutor(1) as thread:
+        calling = thread.submit(call)
+        try:
+            yield took
+        finally:
+            over.set()
+        calling.result()
+
+
+def enrol(daemon: Daemon, office: Office, names: Sequence[str]) -> None:
+    """Enrols facilities by one operation, while a caller signs single items."""
+    with signing(daemon) as took:
+        began = time.monotonic()
+        told = office.do("enrol", csv_of(list(names), ISSUER), seconds=3600)
+        seconds = time.monotonic() - began
+    assert told.state == "DONE", told.note
+    took.sort()
+    say(
+        f"{len(names)} facilities enrolled in {seconds:.0f} s, {len(names) / seconds:.0f} a second;"
+        f" single items meanwhile: p50 {took[len(took) // 2]:.3f} s, p99"
+        f" {took[len(took) * 99 // 100]:.3f} s, at most {took[-1]:.3f} s"
+    )
+    with office.client("auditor") as client:
+        [wrapping] = client.list_wrapping_keys()
+    assert wrapping.key_versions >= len(names)
+    assert daemon.reason() == ""
+
+
+def start_anew(daemon: Daemon) -> None:
+    assert daemon.stop() == 0
+    began = time.monotonic()
+    daemon.start()
+    say(f"start to serving: {time.monotonic() - began:.1f} s")
+
+
+def serve(office: Office, keys: Sequence[str]) -> None:
+    """Signs with each key in each worker, then compares one key with keys at random."""
+    rate = asyncio.run(sign_each(office, random.sample(keys, len(keys))))
+    say(f"first use of each key, one item a call: {rate:.0f} items/s")
+    for _ in range(WORKERS):  # each worker unwraps the keys that it is given
+        asyncio.run(sign_each(office, random.sample(keys, len(keys))))
+    rates = [
+        (
+            asyncio.run(sign_each(office, random.choices(keys, k=SLICE))),
+            asyncio.run(sign_each(office, [keys[0]] * SLICE)),
+        )
+        for _ in range(3)
+    ]
+    ratio = sum(one for one, _ in rates) / sum(other for _, other in rates)
+    shown = ", ".join(f"{one:.0f}/{other:.0f}" for one, other in rates)
+    say(f"a random key each item: {ratio:.2f} of the rate of one key ({shown})")
+
+
+def rotate(office: Office, keys: Sequence[str]) -> None:
+    began = time.monotonic()
+    content = "".join(f"{key}\n" for key in keys).encode()
+    told = office.do("rotate", content, activate_at=0, overlap_seconds=0, seconds=3600)
+    seconds = time.monotonic() - began
+    assert told.state == "DONE", told.note
+    say(f"{len(keys)} keys rotated in {seconds:.0f} s, {len(keys) / seconds:.0f} a second")
+
+
+@pytest.mark.torture
+def test_thousands_of_facilities_with_wrapped_keys_enrol_serve_and_rotate(
+    daemon: Daemon, size: int
+) -> None:
+    names = [f"w-{number:05}" for number in range(size)]
+    keys = [f"facilities/{name}/keys/records" for name in names]
+    some = max(1, size // 20)
+    daemon.start()
+    office = Office(daemon.dev)
+    enrol(daemon, office, names)
+    start_anew(daemon)
+    memory(daemon)
+    serve(office, keys)
+    front, worker = memory(daemon, unwrapped=size)
+    own_key_signs(office, keys[::some], 1)
+    rotated = keys[::ROTATED]
+    rotate(office, rotated)
+    own_key_signs(office, rotated[:20], 2)
+    own_key_signs(office, keys[1::some], 1)
+    assert daemon.reason() == ""
+    assert front < FRONT_MIB
+    assert worker < WORKER_MIB
