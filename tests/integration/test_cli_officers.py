@@ -161,7 +161,7 @@ def test_facilities_are_enrolled_from_a_csv(office: Office, tmp_path: Path) -> N
     csv.write_text(head + "".join(f"x-{n},nowhere,none,{client},k,XX,\n" for n in range(15)))
     done = office.a("operations", "propose", "enrol", csv, "--yes")
     assert done.code == 1
-    assert len([line for line in done.err.splitlines() if line.startswith("line ")]) == 15
+    assert len([line for line in done.err.splitlines() if ".csv, line " in line]) == 15
     csv.write_text(head + "".join(f"x-{n},01,records,{client},k,ES256,\n" for n in range(3)))
     told = office.both("enrol", csv)
     assert parse(told["content"].encode()).details["csv_sha256"] == (
