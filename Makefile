@@ -2,7 +2,7 @@
 # make test    the whole test suite
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs, to take at most 40 minutes on 2 cores
-# make packaging  the Dockerfile and docs/packaging.md on an empty Debian, as root
+# make packaging  the image by podman, docs/packaging.md on an empty Debian; as root
 # make clients    the clients of docs/clients, as printed: fetched, compiled and run
 # make reference  docs/metrics.md, docs/api.md and docs/cli.md anew, from the code
 # make released   with a release: proto/released.binpb, which later changes of the API must fit

@@ -11,10 +11,9 @@ import pytest
 
 from signer.cli.main import cli
 from signer.config.models import load_config
-from tests.packaging.dockerfile import ROOT, stages
+from tests.packaging.dockerfile import ROOT, STAGES
 
 TEXT = (ROOT / "Dockerfile").read_text()
-STAGES = stages(TEXT)
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
 
