@@ -14,8 +14,7 @@ import yaml
 from grpc_health.v1 import health_pb2
 
 from signer.hsm.latch import start_lock
-from signer.tools.dev.appliance import DevAppliance
-from tests.appliances import TwoTokens
+from tests.appliances import Appliance, TwoTokens
 from tests.daemon import Daemon, until
 from tests.fault.daemon import OTHERS, Load, check_all
 from tests.fault.shim import Action, Shim
@@ -101,7 +100,7 @@ def move_key(daemon: Daemon, token: str) -> None:
         registry.execute("UPDATE revision SET value = value + 1")
         registry.execute("UPDATE key_versions SET revision = (SELECT value FROM revision)")
         registry.commit()
-    with DevAppliance(daemon.folder):  # in development a start takes it as given
+    with Appliance(daemon.folder):  # in development a start takes it as given
         pass
 
 

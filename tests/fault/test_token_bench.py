@@ -142,7 +142,7 @@ Made = Callable[..., Appliance]
 
 
 def test_a_daemon_goes_on_beside_the_bench(make_appliance: Made) -> None:
-    serving = make_appliance(workers=1)
+    serving = make_appliance()
     assert bench(serving.dir / "signer.yaml", "--sessions", 2).code == 0
     with serving.client() as client:
         [result] = client.sign_batch("facilities/01-001/keys/records", "MESSAGE", [b"m"])
