@@ -343,7 +343,8 @@ def subject_problems(subject: str, like: str = "CN=DCC 1,O=Ministry,C=VN") -> li
     if braces := re.findall(r"\{[^{}]*\}?|\}", subject):
         return [f"subject: {braces[0]} is not replaced by anything; write it like '{like}'"]
     try:
-        parse_name(subject or "CN=x")
+        if subject:
+            parse_name(subject)
     except ValueError as error:
         return [f"subject: {error}; write it like '{like}'"]
     return []
