@@ -101,7 +101,7 @@ def test_neither_program_takes_a_proof_with_another_byte(case: Case, name: str) 
             elsewhere(case, name)
         if turn < FLIPS:
             said = case.auditor.verify_proof()
-            assert (said.code, said.out) == (1, ""), flipped
+            assert (said.code, json.loads(said.out).keys()) == (1, {"error"}), flipped
             assert "Traceback" not in said.errors, flipped
         flipped.mend()
 
