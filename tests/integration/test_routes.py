@@ -60,6 +60,7 @@ def test_a_route_is_short(routes: Routes, route: str) -> None:
 
 def test_what_was_added_is_on_a_route(routes: Routes) -> None:
     added = {file for files in ADDED.values() for file in files}
+    added -= {"distinguished_name.py"}  # which keeps what it has read: it may be entered before
     assert sorted(added - routes.request - routes.operation) == []
 
 

@@ -69,8 +69,11 @@ class SignJob:
         yield start, stop
 
 
-LATE = Failure(Reason.DEADLINE_TOO_SHORT, "the item was not signed within the deadline")
-"""The failure of items of a job of several calls; a job of one call raises a CallError instead."""
+LATE = Failure(Reason.INTERNAL, "not signed within the deadline")
+"""Marks such items of a job of several calls: their calls end with DEADLINE_TOO_SHORT.
+
+A job of one call raises that at once.
+"""
 
 
 class Signed(NamedTuple):

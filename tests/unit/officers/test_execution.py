@@ -449,7 +449,7 @@ def test_each_step_reads_the_registry_once(stage: Stage, monkeypatch: pytest.Mon
         return found
 
     prepared = stage.prepare("create-key", key=CLINIC, algorithm="ES256")
-    assert cost() == (1, 1, 0)
+    assert cost() == (1, 2, 0), "all that it depends on, and whether the same waits already"
     operation = stage.put(prepared.content)
     assert cost() == (0, 1, 1), "only whether there is a newer state"
     submitted: list[str] = []
