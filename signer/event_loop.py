@@ -160,10 +160,9 @@ class Turns:
         self._fresh = True  # whether nothing has computed in this round of the loop
         self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
 
-    @property
-    def awaited(self) -> bool:
-        """Whether calls wait for their turns."""
-        return bool(self._waiting)
+    def others_wait(self, principal: str) -> bool:
+        """Returns whether calls of other principals wait for their turns."""
+        return len(self._waiting) > (principal in self._waiting)
 
     async def begin(self, principal: str, items: int = MOST_ITEMS) -> None:
         """Returns when a call with so many payloads may compute: mostly at once."""

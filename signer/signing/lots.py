@@ -201,12 +201,10 @@ class Lots:
         progress does not wait, nor does any for long, or while others wait for their turns.
         """
         gathered, self._gathering, self._calls = self._gathering, {}, 0
-        if self._turns.awaited:
-            self._begin_all(gathered)
-            return
         for alike, calls in gathered.items():
-            waiting = self._waiting.get(alike, [])
-            if self._small[alike[0]] and len(waiting) + len(calls) < GATHER_ITEMS:
+            waiting, principal = self._waiting.get(alike, []), alike[0]
+            few = len(waiting) + len(calls) < GATHER_ITEMS
+            if few and self._small[principal] and not self._turns.others_wait(principal):
                 self._waiting[alike] = waiting + calls
             else:
                 self._waiting.pop(alike, None)
