@@ -76,6 +76,8 @@ class Watching(PrometheusServer):
         try:
             scraped = len(targets)
             until(lambda: self.value("count(up == 1)") == scraped, "all are scraped")
+            # It takes seconds until the first one is: until then, none is monitored.
+            until(lambda: "SignerMissing" not in self._alerted(), "this is not alerted any more")
         finally:
             self._poller.start()
 
@@ -98,6 +100,10 @@ class Watching(PrometheusServer):
         self._over.set()
         self._poller.join()
         super().close()
+
+    def _alerted(self) -> set[str]:
+        """The names of alerts that fire or are about to."""
+        return {alert["labels"]["alertname"] for alert in self.get("alerts", {})["alerts"]}
 
     def _poll(self) -> None:
         while not self._over.wait(0.25):
