@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,14 @@ def may_mount() -> bool:
     return tried.returncode == 0
 
 
+HOUR, LONGEST = 3600, 120
+"""Seconds: the day has a quota of an hour, and takes that long at most."""
+
+
 def test_a_day_of_an_officer(tmp_path: Path) -> None:
+    left = HOUR - time.time() % HOUR
+    if left < LONGEST:  # or the quota would be used in one hour and asked for in the next
+        time.sleep(left)
     terminal = Terminal("bash", tmp_path)
     with terminal.appliance():
         check_outputs(DAY, terminal)
