@@ -158,18 +158,10 @@ class Engine:
         calls = [call for call in lot.calls if not call.failed]
         self._events.emit(_ended(terms, first.format, version, calls, failures))
         for call in calls:
-            start, stop = call.start, call.stop
-            failed = {i - start: failures[i] for i in range(start, stop) if i in failures}
+            start, stop, failed = call.start, call.stop, _failed_of(call, failures)
+            made, found = outputs[start:stop], handles[start:stop]
             call.succeed(
-                BatchResult(
-                    version,
-                    terms,
-                    decision.rule,
-                    outputs[start:stop],
-                    failed if failures else {},
-                    call.record,
-                    handles[start:stop],
-                )
+                BatchResult(version, terms, decision.rule, made, failed, call.record, found)
             )
 
     async def settle(self, seconds: float) -> None:
@@ -332,10 +324,7 @@ def _intents(
         start, stop = inputs.between(call.start, call.stop)
         if start == stop:
             continue
-        request, failed = call.request, {}
-        if failures:
-            asked = range(call.start, call.stop)
-            failed = {i - call.start: failures[i] for i in asked if i in failures}
+        request, failed = call.request, _failed_of(call, failures)
         fields = common | {
             "request_id": request.request_id,
             "call_id": request.call_id,
@@ -346,6 +335,14 @@ def _intents(
         calls.append(call)
         intents.append((fields, digests[start:stop]))
     return calls, intents
+
+
+def _failed_of(call: Call, failures: Mapping[int, Failure]) -> dict[int, Failure]:
+    """Returns those failures of a lot that are a call's, by the index of their item there."""
+    if not failures:
+        return {}
+    items = range(call.start, call.stop)
+    return {i - call.start: failures[i] for i in items if i in failures}
 
 
 def _ended(

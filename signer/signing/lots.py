@@ -263,8 +263,9 @@ class Lots:
             self._small[principal] -= small
             if not self._small[principal]:
                 del self._small[principal]
-            trace_id = next((c.trace.trace_id for c in lot.calls if c.trace is not None), "")
-            self._events.emit(StagesEnded(lot.trace, trace_id))
+            if not lot.divisible:  # else those of each call alone are counted
+                traces = (call.trace.trace_id for call in lot.calls if call.trace is not None)
+                self._events.emit(StagesEnded(lot.trace, next(filter(None, traces), "")))
 
     def _refuse(self, lot: Lot, error: Exception) -> None:
         """Ends all calls of a lot with an error, or begins each alone where it may be another."""

@@ -421,3 +421,13 @@ def test_a_quota_that_refuses_one_call_says_so_once(
     ended = together(stage, request(20), request(21))
     assert len(results(ended)) == 1
     assert len([each for each in seen if isinstance(each, QuotaRefused)]) == 1
+
+
+def test_stages_of_a_lot_that_was_divided_are_those_of_its_calls_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(stage.engine._lots._events, "emit", seen.append)
+    together(stage, request(0), request(1, items=4), request(2))
+    ended = [each.work.calls for each in seen if isinstance(each, StagesEnded)]
+    assert ended == [1, 1, 1]
