@@ -10,8 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from signer.errors import CallError, Failure, Reason, invalid
+from signer.format_terms import Handles
 from signer.keys.wrapping_use import WrappingUse
-from signer.model import MAX_BATCH_ITEMS, Format, Handles, KeyState, KeyVersion
+from signer.model import MAX_BATCH_ITEMS, Format, KeyState, KeyVersion
 from signer.v1 import keys_pb2, signing_pb2
 
 DOMAIN = "signer.v1"

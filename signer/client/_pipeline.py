@@ -23,7 +23,8 @@ from signer.client._calls import retry, retry_awaited
 from signer.client._errors import InternalError, ItemError, SignerClientError, from_status, of_call
 from signer.client._values import ItemResult, Key
 from signer.errors import Code, Reason
-from signer.model import HANDLE_BYTES, MESSAGE_BYTES, Format, Handles
+from signer.format_terms import HANDLE_BYTES, Handles
+from signer.model import MESSAGE_BYTES, Format
 from signer.v1.signing_pb2 import Format as ApiFormat
 from signer.v1.signing_pb2 import RevocationHandles, SignBatchRequest, SignBatchResponse
 

@@ -14,7 +14,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from signer.algorithms import Algorithm
 from signer.client._errors import ItemError
-from signer.model import Handles, Placement
+from signer.format_terms import Handles
+from signer.model import Placement
 from signer.v1 import control_pb2, evidence_pb2, keys_pb2, operations_pb2
 
 T = TypeVar("T")

@@ -15,17 +15,10 @@ from signer.config.policy_documents import PolicyText
 from signer.daemon.audit_log import DaemonLog
 from signer.errors import OperatorError
 from signer.events import Events, Unaccounted
+from signer.key_index import KeyIndex
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.rows import MOST_WRITES, UnreadableError, UnreadableRow, texts_of
-from signer.model import (
-    KeyIndex,
-    KeyVersion,
-    Placement,
-    Scope,
-    Suspension,
-    WrappingKey,
-    version_name,
-)
+from signer.model import KeyVersion, Placement, Scope, Suspension, WrappingKey, version_name
 from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
 from signer.officers.approval import officers_sha256
 from signer.officers.keys_record import KeysRecord, baseline_fields

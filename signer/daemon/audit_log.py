@@ -39,9 +39,10 @@ from signer.events import (
     WorkerLeft,
 )
 from signer.files import replace_file
+from signer.key_index import KeyIndex
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry, RegistryState
-from signer.model import AUDIT_KEY, KeyIndex, KeyVersion
+from signer.model import AUDIT_KEY, KeyVersion
 from signer.officers.keys_record import baseline_fields
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import OfficersRecord

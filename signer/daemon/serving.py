@@ -22,9 +22,10 @@ from signer.events import (
     SuspensionsChanged,
 )
 from signer.hsm.front.service import Hsm
+from signer.key_index import KeyIndex
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.rows import UnreadableError, UnreadableRow
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspended, Suspension
+from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspended, Suspension
 from signer.officers.accounting import Judgement
 from signer.officers.approval import Officers
 from signer.officers.kinds.operation_context import OperationContext

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from cryptography.x509 import ObjectIdentifier
 
 from signer.errors import CallError, Reason
+from signer.format_terms import FormatContext, PreparedBatch
 from signer.formats.cms_asn1 import CMS_ALGORITHMS, DATA
 from signer.formats.cms_template import CmsTemplate, template
 from signer.formats.payloads import MessageFormat, finish_each, signature_length, unreadable
-from signer.model import FormatContext, PreparedBatch
 
 
 class Cms(MessageFormat):

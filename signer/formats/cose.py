@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from signer import cbor
 from signer.algorithms import PROPERTIES
+from signer.format_terms import FormatContext, PreparedBatch
 from signer.formats.payloads import MessageFormat, finish_each, signature_length
-from signer.model import FormatContext, KeyVersion, PreparedBatch
+from signer.model import KeyVersion
 
 
 class Envelope:

@@ -7,9 +7,10 @@ record the certificate must repeat, the policy says.
 from collections.abc import Mapping
 from typing import Any
 
+from signer.format_terms import Cosigned
 from signer.formats.finished import finished
 from signer.formats.payloads import MessageError, PayloadError, denied, json_object
-from signer.model import Cosigned, Format
+from signer.model import Format
 
 _ABSENT = object()
 

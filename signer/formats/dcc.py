@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from signer.format_terms import ContentRules
 from signer.formats import dcc_schema
 from signer.formats.payloads import PayloadError, cbor_map, denied, json_object, unreadable
-from signer.model import ContentRules
 
 TYPES = ("v", "t", "r")  # vaccination, test, recovery
 _REQUIRED = ("ver", "nam", "dob")

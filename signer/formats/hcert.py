@@ -14,6 +14,7 @@ from cryptography import x509
 from signer import cbor
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import CallError, Reason
+from signer.format_terms import FormatContext, HcertTerms, PreparedBatch
 from signer.formats import base45, cose, cosigning, dcc, deflate
 from signer.formats.payloads import (
     ContentTerms,
@@ -24,7 +25,6 @@ from signer.formats.payloads import (
     signature_length,
     unreadable,
 )
-from signer.model import FormatContext, HcertTerms, PreparedBatch
 
 PREFIX = b"HC1:"
 QR_CHARACTERS: Mapping[str, int] = {"L": 4296, "M": 3391, "Q": 2420, "H": 1852}

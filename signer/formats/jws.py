@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Sequence
 
+from signer.format_terms import ContentRules, FormatContext, PreparedBatch
 from signer.formats.payloads import (
     ContentTerms,
     MessageFormat,
@@ -14,7 +15,7 @@ from signer.formats.payloads import (
     signature_length,
     unreadable,
 )
-from signer.model import ContentRules, FormatContext, KeyVersion, PreparedBatch
+from signer.model import KeyVersion
 
 MAX_BYTES = 256 * 1024  # the slowest payload, of only brackets, takes tens of ms and 11 MiB
 _NAME_BYTES = 80  # of a missing member's name in an error

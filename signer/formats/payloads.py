@@ -19,15 +19,15 @@ from signer import cbor
 from signer.algorithms import PROPERTIES
 from signer.cbor import MAX_INTEGER
 from signer.errors import Failure, Reason
-from signer.model import (
+from signer.format_terms import (
     ContentRules,
     FormatContext,
     HcertTerms,
-    KeyVersion,
     PreparedBatch,
     ShcTerms,
     TimestampTerms,
 )
+from signer.model import KeyVersion
 
 MAX_DEPTH = 64  # objects and lists inside each other, the outermost included
 MAX_VALUES = 16_384  # commas and opening brackets of a JSON payload

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from signer.algorithms import PROPERTIES
 from signer.errors import invalid
+from signer.format_terms import FormatContext, PreparedBatch
 from signer.formats.payloads import MessageFormat, signature_length, unreadable
-from signer.model import FormatContext, PreparedBatch
 
 
 class Message(MessageFormat):

@@ -16,10 +16,11 @@ from typing import Any
 import cbor2
 
 from signer.algorithms import Algorithm
+from signer.format_terms import HANDLE_BYTES, Handles
 from signer.formats import dcc
 from signer.formats.finished import claims_of, finished
 from signer.formats.payloads import MessageError
-from signer.model import HANDLE_BYTES, Format, Handles
+from signer.model import Format
 from signer.text import utc
 
 MAX_ENTRIES = 1000

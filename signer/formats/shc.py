@@ -12,6 +12,7 @@ from typing import Any
 
 from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
+from signer.format_terms import ContentRules, FormatContext, PreparedBatch, ShcTerms
 from signer.formats.jws import base64url, encoded_length
 from signer.formats.payloads import (
     ContentTerms,
@@ -21,7 +22,7 @@ from signer.formats.payloads import (
     prepare_each,
     unreadable,
 )
-from signer.model import ContentRules, FormatContext, KeyVersion, PreparedBatch, ShcTerms
+from signer.model import KeyVersion
 
 PREFIX = b"shc:/"
 MAX_BYTES = 16_384  # longest bundle

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from signer.algorithms import Algorithm
 from signer.errors import Failure
+from signer.format_terms import Enclosed, FormatContext, PreparedBatch, TimestampTerms
 from signer.formats.cms import certified_template, unfit
 from signer.formats.cms_asn1 import CMS_ALGORITHMS, HASHES
 from signer.formats.cms_template import CmsTemplate
@@ -34,7 +35,6 @@ from signer.formats.timestamp_asn1 import (
     TstInfo,
     granted,
 )
-from signer.model import Enclosed, FormatContext, PreparedBatch, TimestampTerms
 
 MAX_BYTES = 1024  # longest request
 ALGORITHMS = frozenset({Algorithm.ES256, Algorithm.ES384, Algorithm.RS256})

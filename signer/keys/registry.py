@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 import sqlalchemy as sa
 
 from signer.errors import OperatorError
+from signer.key_index import KeyIndex
 from signer.keys.columns import MOST, raw
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
 from signer.keys.rows import (
@@ -40,7 +41,7 @@ from signer.keys.schema import (
     wrapping_keys,
 )
 from signer.keys.writing import Writing
-from signer.model import AUDIT_KEY, Act, KeyIndex, KeyName, KeyVersion, Suspension, WrappingKey
+from signer.model import AUDIT_KEY, Act, KeyName, KeyVersion, Suspension, WrappingKey
 
 _OF_KEY = [column for column in raw(keys) if column.name != "id"]
 _VERSIONS = (

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from signer.errors import OperatorError
+from signer.key_index import KeyIndex
 from signer.keys.registry import RegistryState
 from signer.keys.rows import UnreadableRow
-from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement
+from signer.model import Act, KeyName, KeyState, KeyVersion, Placement
 from signer.officers.approval import (
     LATE,
     Officers,

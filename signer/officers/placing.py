@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from signer.model import KeyIndex, KeyName, KeyVersion, Placement
+from signer.key_index import KeyIndex
+from signer.model import KeyName, KeyVersion, Placement
 from signer.officers.permits import REMOVE_PLACEMENT
 from signer.officers.standing import NamedPlacement
 

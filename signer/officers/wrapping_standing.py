@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from signer.audit.format.record import RecordError, Value
-from signer.model import KeyIndex, WrappingKey
+from signer.key_index import KeyIndex
+from signer.model import WrappingKey
 from signer.officers.packing import rows_in
 
 

@@ -83,7 +83,7 @@ class CosigningRules(StrictModel):
 
 
 class Content(StrictModel):
-    """What payloads must contain; see model.ContentRules."""
+    """What payloads must contain; see format_terms.ContentRules."""
 
     countries: Names | None = None
     issuers: Annotated[frozenset[str], PlainValidator(values.composed)] | None = None

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
-from signer.model import ContentRules, CosignTerms, HcertTerms, ShcTerms, Storage, TimestampTerms
+from signer.format_terms import ContentRules, CosignTerms, HcertTerms, ShcTerms, TimestampTerms
+from signer.model import Storage
 from signer.policy.document import (
     Content,
     CosigningRules,

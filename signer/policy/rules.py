@@ -4,16 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from signer.algorithms import Algorithm
-from signer.model import (
-    ContentRules,
-    CosignTerms,
-    Format,
-    HcertTerms,
-    KeyName,
-    Role,
-    ShcTerms,
-    TimestampTerms,
-)
+from signer.format_terms import ContentRules, CosignTerms, HcertTerms, ShcTerms, TimestampTerms
+from signer.model import Format, KeyName, Role
 from signer.policy.document import Rules
 from signer.policy.values import Quota
 from signer.policy.windows import Hours

@@ -6,8 +6,9 @@ from functools import cache, lru_cache
 
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import invalid
+from signer.format_terms import Cosigned, Cosigner, CosignTerms
 from signer.hsm.mechanisms import Verifier
-from signer.model import Cosigned, Cosigner, CosignTerms, Format, KeyState
+from signer.model import Format, KeyState
 from signer.policy.rules import Terms
 from signer.signing.request import BatchRequest, Snapshot
 

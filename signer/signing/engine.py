@@ -18,11 +18,13 @@ from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, clock_doubtful, invalid
 from signer.event_loop import EventLoop, Turns
 from signer.events import Events, ItemsEnded, QuotaRefused
+from signer.format_terms import HANDLE_BYTES, FormatContext
 from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Admission, too_late
 from signer.hsm.front.service import Hsm
-from signer.model import HANDLE_BYTES, MESSAGE_BYTES, Format, FormatContext, KeyIndex, KeyVersion
+from signer.key_index import KeyIndex
+from signer.model import MESSAGE_BYTES, Format, KeyVersion
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage

@@ -9,9 +9,10 @@ from hashlib import sha256
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Failure
 from signer.event_loop import Turns
+from signer.format_terms import HANDLE_BYTES, Enclosed, FormatContext, Handles, PreparedBatch
 from signer.formats.payloads import MessageFormat
 from signer.formats.revocation import handles_of_signed
-from signer.model import HANDLE_BYTES, Enclosed, FormatContext, Handles, KeyVersion, PreparedBatch
+from signer.model import KeyVersion
 from signer.signing.request import BatchRequest
 
 _NO_HANDLES = Handles(bytes(HANDLE_BYTES), bytes(HANDLE_BYTES), bytes(HANDLE_BYTES))

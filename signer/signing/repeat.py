@@ -18,9 +18,10 @@ from signer.audit.write.log import AuditLog
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import Threads
+from signer.format_terms import FormatContext
 from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed
-from signer.model import FormatContext, KeyState, KeyVersion, parse_key_or_version
+from signer.model import KeyState, KeyVersion, parse_key_or_version
 from signer.policy.rules import Terms
 from signer.signing.lots import Call, Lot, LotDivided
 from signer.signing.messages import Messages

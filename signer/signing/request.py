@@ -7,16 +7,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from signer.errors import Failure
-from signer.model import (
-    Format,
-    Handles,
-    KeyIndex,
-    KeyName,
-    KeyVersion,
-    Suspended,
-    WrappingKey,
-    parse_key_or_version,
-)
+from signer.format_terms import Handles
+from signer.key_index import KeyIndex
+from signer.model import Format, KeyName, KeyVersion, Suspended, WrappingKey, parse_key_or_version
 from signer.policy.rules import Policy, Terms
 
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.format_terms import ContentRules
 from signer.formats import dcc
 from signer.formats.payloads import PayloadError
-from signer.model import ContentRules
 from tests.conformance.test_dcc_vectors import ALL, load, name, payload_of
 
 FOLDER = Path(__file__).parents[2] / "../shared/vectors/dcc-schema"

@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from signer import cbor
 from signer.errors import Reason
+from signer.format_terms import FormatContext, HcertTerms
 from signer.formats import FORMATS, base45, dcc, hcert
 from signer.formats.cose import Envelope
 from signer.formats.payloads import PayloadError
 from signer.formats.revocation import handles_of_text
-from signer.model import Format, FormatContext, HcertTerms, KeyName
+from signer.model import Format, KeyName
 from tests.stand_ins import key_version
 
 VECTORS = Path(__file__).parents[2] / "../shared/vectors/dgc-testdata"

@@ -19,6 +19,7 @@ ADDED = {
         *("hsm/front/dispatcher.py", "signing/lots.py", "signing/messages.py"),
         "signing/repeat.py",
     ),
+    "an index of the keys that is not among the values it has": ("key_index.py",),
     "records whose failures are a packed column": ("audit/format/batch_records.py",),
     "several tokens, keys on demand, and what may not sign on one of them": (
         *("hsm/front/breaker.py", "hsm/front/router.py", "hsm/front/stops.py"),

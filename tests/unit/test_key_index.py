@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion
+from signer.key_index import KeyIndex
+from signer.model import KeyName, KeyState, KeyVersion
 from tests.stand_ins import key_version
 
 A = KeyName("01-001", "records")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from signer.audit.format.record import HASH_SIZE, Fields, RecordError, Value, number, octets, text
-from signer.model import MAX_BATCH_ITEMS, HcertTerms
+from signer.format_terms import HcertTerms
+from signer.model import MAX_BATCH_ITEMS
 
 MAX_BITMAP = MAX_BATCH_ITEMS // 8
 """Bytes of a bitmap at most."""

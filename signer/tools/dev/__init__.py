@@ -22,10 +22,11 @@ from signer.daemon.audit_log import audit_key, begin, ensure_audit_key
 from signer.errors import OperatorError
 from signer.files import SECRET, replace_file
 from signer.hsm.front.admin import open_admin
+from signer.key_index import KeyIndex
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry
 from signer.keys.writing import Change
-from signer.model import KeyIndex, Storage, WrappingKey
+from signer.model import Storage, WrappingKey
 from signer.officers.kinds.officer_change import first_officers
 from signer.policy.rules import Policy
 from signer.tools.dev import key_plan as plan

@@ -20,7 +20,8 @@ from signer.api.identity import identity_of
 from signer.api.places import Bound, Places
 from signer.errors import CLIENT_LIMIT, CallError, Reason
 from signer.events import Bug, CallBegan, CallDenied, CallEnded
-from signer.model import KeyIndex, Role
+from signer.key_index import KeyIndex
+from signer.model import Role
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 from tests.stand_ins import Recorder, SetClock

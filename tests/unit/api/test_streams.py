@@ -13,7 +13,8 @@ from signer.api.streams import METHOD, REQUEST, Streams
 from signer.config.models import LimitsConfig
 from signer.errors import CallError, Reason
 from signer.events import CallDenied, CallEnded
-from signer.model import KeyIndex, Role
+from signer.key_index import KeyIndex
+from signer.model import Role
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 from signer.v1 import signing_pb2

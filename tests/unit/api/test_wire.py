@@ -12,9 +12,10 @@ from signer.algorithms import Algorithm
 from signer.api import wire
 from signer.api.wire import UNCOUNTED_BYTES, read_batch_request, read_stream_request
 from signer.errors import CallError, Code, Extent, Failure, Reason, Violation
+from signer.format_terms import ContentRules, HcertTerms
 from signer.formats import FORMATS
 from signer.formats.payloads import ContentTerms, PayloadError
-from signer.model import MAX_BATCH_ITEMS, ContentRules, Format, HcertTerms, KeyState
+from signer.model import MAX_BATCH_ITEMS, Format, KeyState
 from signer.signing.engine import FAILURE_BYTES
 from signer.v1 import keys_pb2, signing_pb2
 from signer.v1.signing_pb2 import SignBatchRequest, SignStreamRequest

@@ -12,7 +12,7 @@ from signer.audit.format.record import Column, Record, RecordKind
 from signer.audit.read.decide_again import DecidedPart, DecisionFold
 from signer.audit.read.ledger import Ledger
 from signer.config.policy_files import PolicyFile, policy_text
-from signer.model import HcertTerms
+from signer.format_terms import HcertTerms
 
 ISSUER, STRANGER = "spiffe://signer.example/issuer", "spiffe://signer.example/stranger"
 MONDAY = 1_767_571_200  # 2026-01-05T00:00:00Z

@@ -45,7 +45,8 @@ from signer.audit.format.segments import (
     open_segment,
     read_frames,
 )
-from signer.model import Format, HcertTerms
+from signer.format_terms import HcertTerms
+from signer.model import Format
 
 RESERVED = ("seq", "time", "kind", "count", "width", "root", "leaf_items")
 

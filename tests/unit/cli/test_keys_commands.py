@@ -19,7 +19,8 @@ from signer.algorithms import Algorithm
 from signer.cli.keys.showing import version_lines
 from signer.cli.operations import flow
 from signer.client import PreconditionError, Suspension, Wrapping, WrappingKey
-from signer.model import KeyIndex, KeyName, KeyState
+from signer.key_index import KeyIndex
+from signer.model import KeyName, KeyState
 from signer.officers.kinds.rotation import plan_of
 from signer.officers.rotation_plan import Step, plan_text
 from tests.stand_ins import key_version

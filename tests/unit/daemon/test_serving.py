@@ -13,11 +13,12 @@ from signer.config.policy_documents import read_policy
 from signer.daemon.accounts import UNACCOUNTED
 from signer.errors import ConfigError, OperatorError
 from signer.events import PolicyFilesDiffer, RegistryUnreadable, Unaccounted
+from signer.key_index import KeyIndex
 from signer.keys import schema
 from signer.keys.database import RegistryError
 from signer.keys.registry import RegistryState
 from signer.keys.writing import Change
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Role, Scope
+from signer.model import KeyName, KeyState, KeyVersion, Role, Scope
 from signer.officers.approval import parse
 from signer.officers.standing_fold import StandingFold
 from tests.unit.officers.opstage import (

@@ -14,15 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.x509.oid import ExtensionOID
 
 from signer.algorithms import Algorithm
-from signer.model import (
-    ContentRules,
-    FormatContext,
-    HcertTerms,
-    KeyName,
-    KeyVersion,
-    ShcTerms,
-    TimestampTerms,
-)
+from signer.format_terms import ContentRules, FormatContext, HcertTerms, ShcTerms, TimestampTerms
+from signer.model import KeyName, KeyVersion
 from tests.stand_ins import key_version
 
 NOW = int(datetime(2022, 1, 15, 12, 0, tzinfo=UTC).timestamp())

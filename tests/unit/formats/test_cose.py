@@ -6,9 +6,10 @@ import cbor2
 import pytest
 
 from signer.algorithms import Algorithm
+from signer.format_terms import FormatContext
 from signer.formats import FORMATS
 from signer.formats.cose import Envelope
-from signer.model import Format, FormatContext
+from signer.model import Format
 
 Maker = Callable[..., FormatContext]
 COSE = FORMATS[Format.COSE_SIGN1]

@@ -10,8 +10,9 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import Failure, Reason
+from signer.format_terms import Cosigned, Cosigner, CosignTerms
 from signer.formats import FORMATS
-from signer.model import Cosigned, Cosigner, CosignTerms, Format
+from signer.model import Format
 from tests.unit.formats.conftest import ContextMaker, SoftKey
 
 HCERT, JWS = FORMATS[Format.HCERT], FORMATS[Format.JWS]

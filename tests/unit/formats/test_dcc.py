@@ -7,9 +7,9 @@ import cbor2
 import pytest
 
 from signer.errors import Reason
+from signer.format_terms import ContentRules
 from signer.formats import dcc
 from signer.formats.payloads import PayloadError
-from signer.model import ContentRules
 
 NOW = datetime(2022, 1, 15, 12, 0, tzinfo=UTC)
 

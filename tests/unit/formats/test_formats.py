@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from signer import cbor
 from signer.algorithms import Algorithm
 from signer.errors import Reason
+from signer.format_terms import FormatContext, PreparedBatch
 from signer.formats import FORMATS, dcc, hcert
 from signer.formats.payloads import signature_length
-from signer.model import Format, FormatContext, PreparedBatch
+from signer.model import Format
 
 Maker = Callable[..., FormatContext]
 

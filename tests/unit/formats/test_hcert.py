@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
+from signer.format_terms import ContentRules, FormatContext, HcertTerms
 from signer.formats import FORMATS, hcert
 from signer.formats.payloads import ContentTerms, PayloadError
-from signer.model import ContentRules, Format, FormatContext, HcertTerms
+from signer.model import Format
 from tests.unit.formats import test_base45 as base45
 
 Maker = Callable[..., FormatContext]

@@ -7,9 +7,10 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import Reason
+from signer.format_terms import ContentRules, FormatContext
 from signer.formats import FORMATS, jws
 from signer.formats.payloads import json_object
-from signer.model import ContentRules, Format, FormatContext
+from signer.model import Format
 
 Maker = Callable[..., FormatContext]
 JWS = FORMATS[Format.JWS]

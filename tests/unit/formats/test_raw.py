@@ -7,8 +7,9 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import CallError, Reason
+from signer.format_terms import FormatContext
 from signer.formats import FORMATS
-from signer.model import Format, FormatContext
+from signer.model import Format
 
 Maker = Callable[..., FormatContext]
 

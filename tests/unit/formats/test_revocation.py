@@ -10,6 +10,7 @@ import cbor2
 import pytest
 
 from signer.algorithms import Algorithm
+from signer.format_terms import Handles
 from signer.formats import FORMATS, base45
 from signer.formats.payloads import MessageError
 from signer.formats.revocation import (
@@ -19,7 +20,7 @@ from signer.formats.revocation import (
     handles_of_text,
     revocation_batch,
 )
-from signer.model import Format, Handles
+from signer.model import Format
 from tests.unit.formats.conftest import ContextMaker
 from tests.unit.formats.test_formats import compact
 

@@ -12,9 +12,10 @@ import pytest
 from signer.algorithms import Algorithm
 from signer.client._pipeline import output_bound
 from signer.errors import CallError, Reason
+from signer.format_terms import ContentRules, FormatContext, ShcTerms
 from signer.formats import FORMATS, shc
 from signer.formats.payloads import ContentTerms, PayloadError
-from signer.model import ContentRules, Format, FormatContext, ShcTerms
+from signer.model import Format
 from tests.unit.formats.conftest import CARDS, NOW
 
 Maker = Callable[..., FormatContext]

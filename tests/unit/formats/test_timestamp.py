@@ -16,13 +16,14 @@ from signer.client._pipeline import output_bound
 from signer.client.key_files import TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError
 from signer.errors import CallError, Reason
+from signer.format_terms import ContentRules, FormatContext, TimestampTerms
 from signer.formats import FORMATS
 from signer.formats.cms_template import template
 from signer.formats.payloads import ContentTerms, PayloadError
 from signer.formats.timestamp import MAX_BYTES
 from signer.formats.timestamp_asn1 import FAILURES, TST_INFO, granted, refused
 from signer.formats.timestamp_reading import detached_format, read_timestamp
-from signer.model import ContentRules, Format, FormatContext, KeyVersion, TimestampTerms
+from signer.model import Format, KeyVersion
 from tests.unit.formats.conftest import NOW, TIME_STAMPING, PrivateKey, SoftKey, certify
 
 TIMESTAMP = FORMATS[Format.TIMESTAMP]

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from signer.algorithms import Algorithm
 from signer.client.key_files import KeysError, TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError
+from signer.format_terms import FormatContext
 from signer.formats import FORMATS, base45, shc
 from signer.formats.finished import finished
 from signer.formats.hcert import text as hcert_text
-from signer.model import Format, FormatContext, KeyVersion
+from signer.model import Format, KeyVersion
 from signer.x509 import cose_kid, jwk_members, jwk_thumbprint, public_key_pem, spki_of
 from tests.unit.formats.conftest import NOW, YEAR, ContextMaker, SoftKey
 

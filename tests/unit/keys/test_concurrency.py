@@ -7,12 +7,13 @@ import pytest
 import sqlalchemy as sa
 
 from signer.errors import OperatorError
+from signer.key_index import KeyIndex
 from signer.keys import database
 from signer.keys.database import RegistryError
 from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
 from signer.keys.writing import Change
-from signer.model import KeyIndex, KeyState, Scope, Suspension
+from signer.model import KeyState, Scope, Suspension
 from tests.unit.keys.made import make
 
 ROUNDS = 25

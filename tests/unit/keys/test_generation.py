@@ -5,9 +5,10 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
+from signer.key_index import KeyIndex
 from signer.keys.lifecycle import NewKey, cka_id, create_key
 from signer.keys.registry import Registry
-from signer.model import KeyIndex, KeyName, KeyState
+from signer.model import KeyName, KeyState
 from signer.x509 import cose_kid, fits, jwk_thumbprint
 
 NAME = KeyName("01-001", "records")

@@ -12,9 +12,10 @@ from alembic.script import ScriptDirectory
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
+from signer.key_index import KeyIndex
 from signer.keys import schema
 from signer.keys.registry import Registry
-from signer.model import AUDIT_KEY, KeyIndex, KeyName, KeyState
+from signer.model import AUDIT_KEY, KeyName, KeyState
 from tests.stand_ins import key_version
 from tests.unit.keys.made import make
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
+from signer.key_index import KeyIndex
 from signer.keys import database
 from signer.keys.database import RegistryError
 from signer.keys.registry import Registry
-from signer.model import KeyIndex, KeyVersion
+from signer.model import KeyVersion
 from tests.postgres import Postgres
 from tests.unit.keys.made import make
 

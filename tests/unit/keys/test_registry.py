@@ -6,12 +6,12 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.errors import OperatorError
+from signer.key_index import KeyIndex
 from signer.keys.database import RegistryError
 from signer.keys.registry import Registry
 from signer.keys.schema import key_versions
 from signer.model import (
     AUDIT_KEY,
-    KeyIndex,
     KeyName,
     KeyState,
     KeyVersion,

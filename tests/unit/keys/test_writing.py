@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signer.errors import OperatorError
+from signer.key_index import KeyIndex
 from signer.keys.registry import Registry
 from signer.keys.writing import Change, ChangedMeanwhileError
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension
 from tests.unit.keys.made import make
 
 

@@ -9,7 +9,8 @@ import pytest
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerStatus
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Placement
+from signer.key_index import KeyIndex
+from signer.model import KeyName, KeyState, KeyVersion, Placement
 from signer.observe.gauges import KEYS_CHANGED_SECONDS, KEYS_SECONDS, KeyReadings, readings
 from signer.signing.request import Snapshot
 from tests.stand_ins import key_version

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from signer.key_index import KeyIndex
 from signer.keys.lifecycle import cka_id_of
 from signer.keys.registry import RegistryState
-from signer.model import Act, KeyIndex, KeyName, KeyState, KeyVersion, Placement
+from signer.model import Act, KeyName, KeyState, KeyVersion, Placement
 from signer.officers.accounting import Judgement, Known, VersionName, judge
 from signer.officers.approval import Proposal, Signature
 from signer.officers.keys_record import KeysRecord

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from signer.audit.format.parse import parse
 from signer.audit.format.record import Record, RecordError, RecordKind, Value, encode
+from signer.key_index import KeyIndex
 from signer.keys.registry import RegistryState
-from signer.model import KeyIndex, KeyName, KeyState, KeyVersion, Scope, Suspension
+from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspension
 from signer.officers.keys_record import KeysRecord, VersionRow, baseline_fields
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import ApprovedOperation

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.errors import Violation
-from signer.model import ContentRules, Format, HcertTerms
+from signer.format_terms import ContentRules, HcertTerms
+from signer.model import Format
 from signer.policy.compile import compile_policy
 from signer.policy.rules import WEIGHTS, Policy, Terms
 from signer.policy.values import Quota

@@ -13,7 +13,8 @@ from signer.config.policy_documents import load_policy
 from signer.event_loop import EventLoop, Threads, Turns
 from signer.events import Events
 from signer.hsm.front.service import Hsm
-from signer.model import KeyIndex, KeyVersion
+from signer.key_index import KeyIndex
+from signer.model import KeyVersion
 from signer.policy.usage import Usage
 from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence

@@ -18,7 +18,8 @@ from signer.audit.format.record import RecordKind
 from signer.clock import SystemClock
 from signer.config.policy_documents import load_policy
 from signer.errors import CallError, Reason
-from signer.model import Format, KeyIndex, KeyName, KeyState, KeyVersion, Suspended
+from signer.key_index import KeyIndex
+from signer.model import Format, KeyName, KeyState, KeyVersion, Suspended
 from signer.signing.request import BatchRequest
 from signer.x509 import jwk_thumbprint, spki_of
 from tests.stand_ins import key_version

@@ -16,7 +16,8 @@ from signer.errors import CallError, Failure, Reason
 from signer.event_loop import THREADS_OF_ONE
 from signer.hsm.front.chunks import Signed
 from signer.hsm.front.pool import Admission
-from signer.model import Format, KeyIndex, KeyName, KeyState, KeyVersion, Suspended
+from signer.key_index import KeyIndex
+from signer.model import Format, KeyName, KeyState, KeyVersion, Suspended
 from signer.signing.engine import WORTH_A_LOOK
 from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest
