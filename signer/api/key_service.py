@@ -117,6 +117,9 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         primary = snapshot.keys.primary(version.key, now)
         shown = wire.key_version(version, version.state_at(now), primary=version is primary)
         shown.suspension = snapshot.suspended.reason(version.key.facility)
+        key, terms = version.key, snapshot.policy.terms_of(version.key)
+        shown.signatures_used = self._usage.signed(key.facility, key.key, version.number)
+        shown.lifetime_signatures = (terms and terms.lifetime_signatures) or 0
         if _sees_tokens(caller):
             shown.token = version.token
             if version.wrapped is not None:

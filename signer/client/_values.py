@@ -62,7 +62,9 @@ class KeyVersion(NamedTuple):
     version that signs for its key; ``compromised``: it was once marked as compromised, in
     whatever state it is now; ``suspension`` says why it signs nothing whatever its state is, "" if
     neither its facility, nor its group, nor everything is suspended; ``wrapping``, for those who
-    see placements: how its private key is wrapped, None if tokens hold it.
+    see placements: how its private key is wrapped, None if tokens hold it; ``signatures_used``:
+    the items that this appliance was ever asked to sign with it, of ``lifetime_signatures`` that
+    the policy allows it, 0 if it has no such bound.
     """
 
     name: str
@@ -84,6 +86,8 @@ class KeyVersion(NamedTuple):
     placements: tuple[Placement, ...] = ()
     suspension: str = ""
     wrapping: Wrapping | None = None
+    signatures_used: int = 0
+    lifetime_signatures: int = 0
 
 
 class WrappingKey(NamedTuple):

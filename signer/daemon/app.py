@@ -183,8 +183,7 @@ def _records(
     )
     refused.callback(log.close)
     usage = Usage()  # what the intents in the log add up to
-    totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
-    usage.restore(ledger.windows(), totals)
+    usage.restore(ledger.windows(), ledger.keys())
     daemon_log = DaemonLog(log, ledger, config.directory, clock, events)
     return Records(log, daemon_log, ledger, approvals, standings, usage)
 

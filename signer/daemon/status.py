@@ -3,6 +3,7 @@
 import socket
 from collections import Counter
 from dataclasses import dataclass, field
+from heapq import nlargest
 
 from signer.api.places import Places
 from signer.api.tls import Certificates
@@ -15,12 +16,20 @@ from signer.daemon.serving import Serving
 from signer.events import Degraded, NotReady, Ready
 from signer.hsm.front.service import Hsm
 from signer.model import Scope
-from signer.observe.gauges import KeyReadings, Readings, officer_readings, readings
+from signer.observe.gauges import (
+    KeyReadings,
+    Readings,
+    lifetime_readings,
+    officer_readings,
+    readings,
+)
 from signer.observe.history import History
+from signer.observe.lifetimes import lifetimes
 from signer.observe.page import EVERYTHING_STOPPED, DaemonState, page
 from signer.observe.reports import Reports
 from signer.officers.execution import Executor
 from signer.officers.validity import Validity
+from signer.policy.lifetime import NEARLY
 from signer.policy.recent_usage import Busy, RecentUsage
 from signer.policy.usage import Usage
 from signer.signing.request import Served
@@ -28,6 +37,7 @@ from signer.text import count, utc
 
 STARTING, STOPPING = "the daemon is starting", "the daemon is stopping"
 MOST_SUSPENSIONS = 20  # that `signer top` lists
+MOST_LIFETIMES = 20  # the same, of versions to rotate
 STUCK_SECONDS = 60.0  # the silence of the main loop after which the process counts as dead
 
 
@@ -153,9 +163,16 @@ class StatusReader:
             *self.inventory.differences,
             *self.serving.refused,
             *doubts,
+            *self._nearly_used(),
             *(f"the certificate of {who} has ended: renew it" for who in sorted(validity.ended)),
             *(f"the certificate of {who} ends on {utc(end)}" for who, end in validity.ending),
         ]
+
+    def _nearly_used(self) -> list[str]:
+        """Returns which key versions have little left of their lifetime, the least first."""
+        uses = lifetimes(self.served.snapshot, self.usage, self.clock.now())
+        near = (use for use in uses if use.share >= NEARLY)
+        return [str(use) for use in nlargest(MOST_LIFETIMES, near, key=lambda use: use.share)]
 
     def _doubts(self, unfollowed: str) -> list[str]:
         doubts = [unfollowed] if self.serving.error else []
@@ -190,6 +207,7 @@ class StatusReader:
             **readings(self.served.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
             **self._keys(self.served.snapshot, self.hsm.serving(), now, monotonic),
             **officer_readings(self.serving.officers, needed, now),
+            **lifetime_readings(lifetimes(self.served.snapshot, self.usage, now)),
             **{name: {(): value} for name, value in values.items()},
             "signer_audit_checkpoint_timestamp_seconds": {(): checkpoint} if checkpoint else {},
             "signer_token_differences": {(t,): n for t, n in self.inventory.counts().items()},

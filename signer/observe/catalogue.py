@@ -192,6 +192,13 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         "Keys that no longer sign because their time ran out; without those that officers ended.",
         _GROUP,
     ),
+    "signer_key_lifetime_used_ratio": (
+        (
+            "The largest part of its lifetime (`lifetime_signatures`) that an active key version "
+            "of a group has used on this appliance: 1 for all of it. Absent without such a bound."
+        ),
+        _GROUP,
+    ),
     "signer_tls_expiry_timestamp_seconds": (
         "When the server's certificates end (notAfter).",
         Label("certificate", ("server", "client_ca")),

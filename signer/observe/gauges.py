@@ -14,6 +14,7 @@ from signer import __version__
 from signer.hsm.front.service import Hsm
 from signer.model import KeyState, KeyVersion
 from signer.observe.catalogue import BY_NAME, closed
+from signer.observe.lifetimes import LifetimeUse
 from signer.officers.approval import Officers
 from signer.officers.validity import Validity
 from signer.signing.request import Snapshot
@@ -79,6 +80,14 @@ def officer_readings(officers: Officers, needed: int, now: float) -> Readings:
         "signer_officers_needed": {(): needed},
         "signer_officer_expiry_timestamp_seconds": {} if end is None else {(): end},
     }
+
+
+def lifetime_readings(uses: Iterable[LifetimeUse]) -> Readings:
+    """Returns for each group the largest part of its lifetime that a version has used."""
+    shares: dict[tuple[str, ...], float] = {}
+    for use in uses:
+        shares[(use.group,)] = max(use.share, shares.get((use.group,), 0.0))
+    return {"signer_key_lifetime_used_ratio": shares}
 
 
 def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> Readings:

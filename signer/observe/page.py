@@ -15,6 +15,7 @@ from signer.observe.charts import Line, chart
 from signer.observe.gauges import Values
 from signer.observe.history import SPAN_SECONDS, Sample
 from signer.observe.reports import Alarm
+from signer.policy.lifetime import NEARLY
 from signer.text import size
 
 EVERYTHING_STOPPED = "everything is suspended by the officers: nothing is signed,"
@@ -22,6 +23,8 @@ DUE_DAYS = 90
 """Keys and certificates that end within this many days are listed."""
 SOON_DAYS = 30
 """Those that end within this many days are coloured."""
+USED_UP = 0.95
+"""From this part of a lifetime on it is shown in red."""
 _DAY = 86_400.0
 
 _STYLE = """
@@ -205,6 +208,11 @@ def _due(state: DaemonState) -> str:
     if officers_ended:
         rows.append(("certificates of officers", _toned(f"{officers_ended:,.0f} ended", "bad"), ""))
     rows += [
+        (f"lifetime of a key of {_group(group)}", _used(share), "")
+        for (group,), share in sorted(state.gauges["signer_key_lifetime_used_ratio"].items())
+        if share >= NEARLY
+    ]
+    rows += [
         (what, _days((end - state.now) / _DAY), _moment(end))
         for end, what in sorted(ends)
         if end < state.now + DUE_DAYS * _DAY
@@ -219,6 +227,10 @@ def _group(name: str) -> str:
 def _days(days: float) -> Html:
     tone = "bad" if days < 0 else "soon" if days < SOON_DAYS else ""
     return _toned(f"{days:,.0f} days", tone)
+
+
+def _used(share: float) -> Html:
+    return _toned(f"{int(share * 100)} % used", "bad" if share >= USED_UP else "soon")
 
 
 def _alarms(state: DaemonState) -> str:

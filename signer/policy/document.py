@@ -12,6 +12,7 @@ from signer.policy.windows import Hours, weekly
 from signer.strict import StrictModel
 
 MAX_VALIDITY_DAYS = 365  # of an HCERT: 12 months
+MAX_LIFETIME = 10**15  # signatures of a key version
 
 Names = Annotated[frozenset[str], PlainValidator(values.names)]
 Principals = Annotated[frozenset[str], PlainValidator(values.principals)]
@@ -104,6 +105,7 @@ class Rules(StrictModel):
     algorithms: Algorithms | None = None
     max_batch_items: int | None = Field(None, ge=1, le=MAX_BATCH_ITEMS)
     quotas: Annotated[tuple[values.Quota, ...], PlainValidator(values.quotas)] | None = None
+    lifetime_signatures: int | None = Field(None, ge=1, le=MAX_LIFETIME)
     hours: OpeningHours | None = None
     valid_from: Instant | None = None
     valid_until: Instant | None = None

@@ -326,6 +326,7 @@ RULES = (
     Rule("algorithms", _subset, show=sorted),
     Rule("max_batch_items", _at_most),
     Rule("quotas", _quotas, (), show=lambda quotas: list(map(str, quotas))),
+    Rule("lifetime_signatures", _at_most),
     Rule("hours", _hours, show=lambda hours: str(hours) if hours else None),
     Rule("valid_from", _latest, show=_show_time),
     Rule("valid_until", _earliest, show=_show_time),

@@ -25,10 +25,11 @@ class RuleLevel:
 class Terms:
     """What may be done with a key, after all narrowing.
 
-    ``quotas`` are counted per facility and all apply. Times are seconds since the epoch;
-    ``valid_until`` is exclusive. ``levels`` state these rules, from the profile inwards, and
-    show which one denies. ``formats`` is empty for a key that its facility must list but
-    does not (fit.of_unlisted_keys). ``weight`` is the share of the HSM, see WEIGHTS.
+    ``quotas`` are counted per facility and all apply. ``lifetime_signatures`` is how many
+    signatures each version of a key may make, ever; None: any number. Times are seconds since
+    the epoch; ``valid_until`` is exclusive. ``levels`` state these rules, from the profile
+    inwards, and show which one denies. ``formats`` is empty for a key that its facility must
+    list but does not (fit.of_unlisted_keys). ``weight`` is the share of the HSM, see WEIGHTS.
     ``storage`` is that of keys that are made from now on, see ``signer.model.Storage``.
     """
 
@@ -38,6 +39,7 @@ class Terms:
     algorithms: frozenset[Algorithm]
     max_batch_items: int
     quotas: tuple[Quota, ...]
+    lifetime_signatures: int | None
     hours: Hours | None
     valid_from: float | None
     valid_until: float | None

@@ -1,11 +1,12 @@
-"""How much of its quotas each facility has used: counters in memory.
+"""How much of its quotas each facility has used, and each key version of its lifetime.
 
 Windows are fixed and aligned to the epoch: a minute begins with second 0, a day is a day in
 UTC. No more than the limit passes in one window; around the border of two windows, up to
 twice the limit passes within the length of one. A restart loses nothing: ``restore`` takes
 the sums of the audit log's intents.
 
-Memory: an entry for each facility ever charged, with a counter for each window in use.
+Memory: an entry for each facility ever charged, with a counter for each window in use and for
+each key version that was asked to sign.
 """
 
 import heapq
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from signer.policy.lifetime import KeyItems, LifetimeRefusal, VersionCharge
 from signer.policy.values import Quota
 
 
@@ -29,10 +31,11 @@ class QuotaRefusal:
 
 @dataclass(slots=True)
 class _WindowEntry:
-    """Items of one facility: ever, and by length the latest window's number and items."""
+    """Items of one facility: ever, by length the latest window's number and items, and by key."""
 
     total: int = 0
     windows: dict[int, tuple[int, int]] = field(default_factory=dict)
+    keys: dict[str, KeyItems] = field(default_factory=dict)
 
     def used(self, length: int, number: int) -> int:
         latest, items = self.windows.get(length, (number, 0))
@@ -40,7 +43,7 @@ class _WindowEntry:
 
 
 class Usage:
-    """Counts items by facility and window. Thread-safe.
+    """Counts items by facility and window, and by key version. Thread-safe.
 
     Time never goes back here: a clock that is set back continues the windows of the latest
     time seen, so that it refills no quota.
@@ -52,17 +55,23 @@ class Usage:
         self._latest = 0.0
 
     def restore(
-        self, windows: Mapping[str, Mapping[int, tuple[int, int]]], totals: Mapping[str, int]
+        self,
+        windows: Mapping[str, Mapping[int, tuple[int, int]]],
+        keys: Mapping[str, Mapping[str, KeyItems]],
     ) -> None:
         """Replaces all counts by earlier ones, by facility.
 
         ``windows``: by length in seconds, the latest window's number, counted from the epoch,
-        and its items. ``totals``: the items ever charged.
+        and its items. ``keys``: the items ever charged, by key.
         """
         with self._lock:
             self._entries = {
-                facility: _WindowEntry(totals.get(facility, 0), dict(windows.get(facility, {})))
-                for facility in windows.keys() | totals.keys()
+                facility: _WindowEntry(
+                    sum(items.total for items in keys.get(facility, {}).values()),
+                    dict(windows.get(facility, {})),
+                    {key: items.copy() for key, items in keys.get(facility, {}).items()},
+                )
+                for facility in windows.keys() | keys.keys()
             }
             self._latest = max(
                 (
@@ -87,14 +96,24 @@ class Usage:
                 }
 
     def charge(
-        self, facility: str, quotas: Sequence[Quota], items: int, now: float
-    ) -> QuotaRefusal | None:
-        """Counts ``items`` in the windows of all ``quotas``, or in none of them.
+        self,
+        facility: str,
+        quotas: Sequence[Quota],
+        items: int,
+        now: float,
+        version: VersionCharge | None = None,
+    ) -> QuotaRefusal | LifetimeRefusal | None:
+        """Counts ``items`` in the windows of all ``quotas``, and those of ``version``, or nothing.
 
-        Returns None if they fit, else the exceeded quota with the longest wait.
+        Returns None if they fit; else the version's bound, if that is exceeded, or the exceeded
+        quota with the longest wait.
         """
         with self._lock:
             self._latest = latest = max(self._latest, now)
+            if version is not None and version.limit is not None:
+                used = self._signed(facility, version.key, version.number)
+                if used + version.items > version.limit:
+                    return LifetimeRefusal(version.limit, used)
             for quota in quotas:
                 if items > quota.limit:
                     return QuotaRefusal(quota, None)
@@ -112,7 +131,23 @@ class Usage:
                 return max(refusals, key=lambda refusal: refusal.retry_after or 0.0)
             entry.windows.update(charged)
             entry.total += items
+            if version is not None:
+                counted = entry.keys.setdefault(version.key, KeyItems())
+                counted.add(version.number, version.items)
             return None
+
+    def signed(self, facility: str, key: str, number: int) -> int:
+        """Returns the items ever asked of a key version, as far as they went to the HSM.
+
+        With a batch all its items count, also those whose payload was refused.
+        """
+        with self._lock:
+            return self._signed(facility, key, number)
+
+    def _signed(self, facility: str, key: str, number: int) -> int:
+        entry = self._entries.get(facility)
+        counted = entry.keys.get(key) if entry else None
+        return counted.of(number) if counted else 0
 
     def remaining(self, facility: str, quotas: Sequence[Quota], now: float) -> tuple[int, ...]:
         """Returns the items left in the current window of each quota, in their order."""

@@ -17,7 +17,7 @@ from signer.audit.write.inbox import Entry
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason, clock_doubtful, invalid
 from signer.event_loop import EventLoop, Turns
-from signer.events import Events, ItemsEnded, QuotaRefused
+from signer.events import Events, ItemsEnded
 from signer.format_terms import HANDLE_BYTES, FormatContext
 from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed, SignJob
@@ -28,6 +28,7 @@ from signer.model import MESSAGE_BYTES, Format, KeyVersion
 from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
+from signer.signing.charging import Charging
 from signer.signing.cosigners import cosigned_of
 from signer.signing.evidence import Evidence, reasons_of
 from signer.signing.lots import Call, Lot, Lots
@@ -71,11 +72,10 @@ class Engine:
         """``answer_bytes`` is the largest answer that gRPC sends: nothing larger is signed."""
         self._served = served
         self._answer_bytes = min(answer_bytes, MESSAGE_BYTES)
-        self._usage = usage
         self._hsm = hsm
         self._evidence, self._repeats = evidence, repeats
         self._messages, self._turns = messages, turns
-        self._events = events
+        self._events, self._charging = events, Charging(usage, events)
         self._clock = clock
         self._lots = Lots(
             loop, turns, self._sign_lot, evidence.when_free, clock=clock, events=events
@@ -131,12 +131,16 @@ class Engine:
         lot.ended("format", began, monotonic())
 
         # 4. If the HSM accepts the job, the quota is charged for all that is asked, also
-        # for what cannot be signed, and never refunded.
+        # for what cannot be signed, and never refunded. So is the version's lifetime, for calls
+        # that will have an intent.
         job = _job(inputs.inputs, version, terms, deadline, lot.cuts(inputs.between))
         self._check_time(deadline)
         with self._hsm.admit(job) as admission:
             if admission.refused is None:
-                self._charge(terms, len(payloads), now, says=not lot.divisible)
+                recorded = _recorded(lot, inputs)
+                self._charging.charge(
+                    terms, version, len(payloads), recorded, now, says=not lot.divisible
+                )
             lot.divisible = False
 
             # 5. The intents are recorded, the HSM signs, the outcomes are recorded.
@@ -242,20 +246,6 @@ class Engine:
                 "no time is left to sign: send smaller batches or allow more time",
             )
 
-    def _charge(self, terms: Terms, items: int, now: float, *, says: bool) -> None:
-        """Charges a lot; raises CallError. ``says``: a refusal is that of a call."""
-        refusal = self._usage.charge(terms.facility, terms.quotas, items, now)
-        if refusal is None:
-            return
-        quota = refusal.quota
-        if refusal.retry_after is None:
-            raise invalid("payloads", f"has {items} items, the quota is {quota}: split it")
-        if says:
-            self._events.emit(QuotaRefused(terms.group or "", quota.window))
-        metadata = {"rule": terms.rule("quotas"), "window": quota.window}
-        text = f"the quota of {quota} has no room for {items} more: nothing was signed"
-        raise CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)
-
 
 def _context(
     snapshot: Snapshot, request: BatchRequest, version: KeyVersion, terms: Terms, *, now: float
@@ -337,6 +327,14 @@ def _intents(
         calls.append(call)
         intents.append((fields, digests[start:stop]))
     return calls, intents
+
+
+def _recorded(lot: Lot, inputs: HsmInputs) -> int:
+    """Returns the items of the calls that get an intent: those with an item for the HSM."""
+    if not inputs.failures:
+        return lot.items
+    sizes = ((call.stop - call.start, inputs.between(call.start, call.stop)) for call in lot.calls)
+    return sum(items for items, (start, stop) in sizes if start < stop)
 
 
 def _failed_of(call: Call, failures: Mapping[int, Failure]) -> dict[int, Failure]:

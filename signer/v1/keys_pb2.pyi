@@ -46,7 +46,7 @@ KEY_STATE_DESTROY_SCHEDULED: KeyState
 KEY_STATE_DESTROYED: KeyState
 
 class KeyVersion(_message.Message):
-    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time", "deactivate_time", "destroy_time", "certification_request", "token", "primary", "compromised", "placements", "suspension", "wrapping")
+    __slots__ = ("name", "algorithm", "state", "public_key", "certificate", "kid", "jwk_thumbprint", "create_time", "activate_time", "sign_until_time", "deactivate_time", "destroy_time", "certification_request", "token", "primary", "compromised", "placements", "suspension", "wrapping", "signatures_used", "lifetime_signatures")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,8 @@ class KeyVersion(_message.Message):
     PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
     SUSPENSION_FIELD_NUMBER: _ClassVar[int]
     WRAPPING_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_USED_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: Algorithm
     state: KeyState
@@ -85,7 +87,9 @@ class KeyVersion(_message.Message):
     placements: _containers.RepeatedCompositeFieldContainer[Placement]
     suspension: str
     wrapping: Wrapping
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deactivate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., destroy_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., certification_request: _Optional[str] = ..., token: _Optional[str] = ..., primary: _Optional[bool] = ..., compromised: _Optional[bool] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., suspension: _Optional[str] = ..., wrapping: _Optional[_Union[Wrapping, _Mapping]] = ...) -> None: ...
+    signatures_used: int
+    lifetime_signatures: int
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., state: _Optional[_Union[KeyState, str]] = ..., public_key: _Optional[bytes] = ..., certificate: _Optional[bytes] = ..., kid: _Optional[bytes] = ..., jwk_thumbprint: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., activate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., sign_until_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deactivate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., destroy_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., certification_request: _Optional[str] = ..., token: _Optional[str] = ..., primary: _Optional[bool] = ..., compromised: _Optional[bool] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., suspension: _Optional[str] = ..., wrapping: _Optional[_Union[Wrapping, _Mapping]] = ..., signatures_used: _Optional[int] = ..., lifetime_signatures: _Optional[int] = ...) -> None: ...
 
 class Wrapping(_message.Message):
     __slots__ = ("wrapping_key", "mechanism")

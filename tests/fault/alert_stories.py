@@ -38,6 +38,8 @@ from tests.integration.officers import Office
 
 PROGRAM = Path(__file__).with_name("serve_with_faults.py")
 DAY = 86400
+FEW = "facilities/strict/keys/records"
+"""A key whose versions may sign five times."""
 LATE = ("DEADLINE_TOO_SHORT", "DEADLINE_EXCEEDED")
 ROOM = 100 << 30
 """Free bytes of every disk, until a story says otherwise."""
@@ -193,6 +195,8 @@ def keys_story(machine: Machine, prometheus: Watching) -> None:
         Alert(f"Signer{name}", KEYS) for name in (*due, *officers, "MemoryHigh", "QuotaStorm")
     }
     machine.sign_until(lambda: alerts <= prometheus.fired.keys(), f"{alerts} fire", OTHERS)
+    used = {Alert(f"SignerKeyLifetime{name}", KEYS) for name in ("NearlyUsed", "Used")}
+    machine.sign_until(lambda: used <= prometheus.fired.keys(), f"{used} fire", FEW)
     prometheus.until(Alert("SignerOperationsPending", KEYS), Alert("SignerTokenDiffers", KEYS))
     change(daemon, "moh", "digest", f"sign_until = {time.time() - DAY}")
     prometheus.until(Alert("SignerKeysEnded", KEYS))
@@ -285,6 +289,7 @@ def set_up(folder: Path, shim_module: Path) -> dict[str, Machine]:
     policy = machines[KEYS].daemon.folder / "policy" / "policy.yaml"
     edited = yaml.safe_load(policy.read_text())
     edited["facilities"]["01-002"]["quotas"] = ["10 per day"]
+    edited["facilities"]["strict"]["lifetime_signatures"] = 5
     policy.write_text(yaml.safe_dump(edited))
     for machine in machines.values():
         check_all(machine.daemon)  # and puts the policy in force

@@ -47,6 +47,8 @@ FAULTS = (
     ("SignerKeyEnding", KEYS),
     ("SignerKeyEndingSoon", KEYS),
     ("SignerKeysEnded", KEYS),
+    ("SignerKeyLifetimeNearlyUsed", KEYS),
+    ("SignerKeyLifetimeUsed", KEYS),
     ("SignerOfficerCertificateEnding", KEYS),
     ("SignerOfficerCertificateEndingSoon", KEYS),
     ("SignerOfficerCertificateEnded", KEYS),

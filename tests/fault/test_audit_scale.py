@@ -69,8 +69,7 @@ class Site:
         self.loop, turns = EventLoop(), Turns(clock.monotonic)
         self.evidence = Evidence(self.log, turns, self.loop, clock)
         self.repeats = Repeats(self.log, self.ledger, Messages(turns), Threads(), clock)
-        totals = {name: sum(keys.values()) for name, keys in self.ledger.totals().items()}
-        self.usage.restore(self.ledger.windows(), totals)
+        self.usage.restore(self.ledger.windows(), self.ledger.keys())
 
     def close(self) -> None:
         self.log.close()

@@ -21,6 +21,7 @@ ADDED = {
     ),
     "an index of the keys that is not among the values it has": ("key_index.py",),
     "records whose failures are a packed column": ("audit/format/batch_records.py",),
+    "the lifetime of a key version": ("policy/lifetime.py", "signing/charging.py"),
     "several tokens, keys on demand, and what may not sign on one of them": (
         *("hsm/front/breaker.py", "hsm/front/router.py", "hsm/front/stops.py"),
         *("hsm/heartbeat.py", "hsm/worker/lookup.py", "officers/placing.py"),

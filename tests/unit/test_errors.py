@@ -15,6 +15,7 @@ CONTRACT = {  # callers rely on it: docs/errors.md
     "POLICY_DENIED": ("call", "PERMISSION_DENIED"),
     "KEY_NOT_FOUND": ("call", "NOT_FOUND"),
     "KEY_VERSION_NOT_ACTIVE": ("call item", "FAILED_PRECONDITION"),
+    "KEY_VERSION_EXHAUSTED": ("call", "FAILED_PRECONDITION"),
     "FIELD_INVALID": ("call", "INVALID_ARGUMENT"),
     "QUOTA_EXCEEDED": ("call", "RESOURCE_EXHAUSTED"),
     "CLOSED_HOURS": ("call", "FAILED_PRECONDITION"),

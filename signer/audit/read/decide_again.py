@@ -2,7 +2,7 @@
 
 It needs the packages of the server, which read policies. What the log says of an intent is
 compared with the policy that the intent names: principal, key, format, number of items, time,
-the terms of health certificates, and the quotas, counted anew.
+the terms of health certificates, and the quotas and lifetimes of key versions, counted anew.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from signer.audit.format.segments import POLICIES
 from signer.audit.read.ledger import Ledger, charged
 from signer.config.policy_documents import read_policy_text
 from signer.errors import ConfigError
-from signer.model import Format, KeyName
+from signer.model import Format, KeyName, parse_key_or_version
 from signer.policy.decide import Decision, decide
-from signer.policy.recount import Recount
+from signer.policy.recount import LifetimeRecount, Recount
 from signer.policy.rules import Policy, Terms
 
 LATE_SECONDS = 300  # after its decision an intent is recorded, at the latest
@@ -33,7 +33,7 @@ class DecidedPart:
         self.problems: list[str] = []
         self.unlisted = 0
         self._directory = directory
-        self._recount = Recount()
+        self._recount, self._lifetimes = Recount(), LifetimeRecount()
         self._unread: set[bytes] = set()
         self._begun = False
 
@@ -54,12 +54,15 @@ class DecidedPart:
         for facility, windows in ledger.windows().items():
             for length, (number, items) in windows.items():
                 self._recount.start(facility, length, number, items)
+        for facility, keys in ledger.keys().items():
+            for key, asked in keys.items():
+                self._lifetimes.start(KeyName(facility, key), asked)
 
     def _decide(self, record: Record) -> None:
         try:
             intent = IntentRecord.from_fields(record.fields)
-            name, _, _ = intent.key_version.partition("/versions/")
-            key, asked = KeyName.parse(name), Format(intent.format)
+            key, number = parse_key_or_version(intent.key_version)
+            asked = Format(intent.format)
         except (RecordError, ValueError) as error:
             self._report(record.seq, f"it cannot be decided: {error}")
             return
@@ -87,6 +90,15 @@ class DecidedPart:
             return
         for problem in self._broken(record, intent, decision.terms):
             self._report(record.seq, problem)
+        self._count_lifetime(record, key, number or 0, decision.terms)
+
+    def _count_lifetime(self, record: Record, key: KeyName, number: int, terms: Terms) -> None:
+        items, limit = charged(record), terms.lifetime_signatures
+        if self._lifetimes.exceeded(
+            key, number, items, limit=limit, recorded=record.time_us / 1_000_000
+        ):
+            problem = f"its {items} items exceed the lifetime of {limit} signatures of its version"
+            self._report(record.seq, f"{problem} ({terms.rule('lifetime_signatures')})")
 
     def _broken(self, record: Record, intent: IntentRecord, terms: Terms) -> list[str]:
         """Returns the terms that an intent does not keep to."""

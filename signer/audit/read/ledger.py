@@ -7,12 +7,12 @@ read ``forgotten`` at the same time.
 Memory and snapshots are bounded. A request takes 56 bytes of a snapshot: only the numbers of
 its records are kept. It is kept for 24 hours, unless its principal sends so many that its
 oldest have to make room (ADR 15). Usage is one row for each facility that ever signed and
-one number for each of its keys.
+one number for each version of its keys.
 """
 
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -28,6 +28,7 @@ from signer.audit.format.record import (
     text,
     wrong_from,
 )
+from signer.policy.lifetime import KeyItems
 
 REQUEST_LIFE_US = 24 * 3600 * 1_000_000
 """How long a request id names one request, in microseconds of the log's time."""
@@ -38,6 +39,16 @@ MAX_REQUESTS = 100_000
 WINDOW_SECONDS = (1, 60, 3600, 86_400)
 """The windows that quotas may have, aligned to the epoch."""
 
+FIELDS = ("requests", "used")
+"""What a snapshot has of a ledger, if it was written with one."""
+
+RESET = (
+    "the snapshot does not hold the requests and the usage of the records before it:"
+    " quotas or request ids were reset"
+)
+"""What is wrong with a snapshot that contradicts the records before it."""
+
+_EMPTY = "the snapshot has no requests and usage"
 _ROW = struct.Struct(">32sQQQ")  # the request, its intent, its outcome or 0, its time
 _ID_BYTES = 16
 
@@ -64,14 +75,19 @@ class _Used:
 
     last: int
     windows: list[int] = field(default_factory=lambda: [0] * len(WINDOW_SECONDS))
-    keys: Counter[str] = field(default_factory=Counter)
+    keys: dict[str, KeyItems] = field(default_factory=dict)
 
-    def charge(self, key: str, items: int, now: int) -> None:
+    @property
+    def by_key(self) -> dict[str, int]:
+        """The items ever charged, over all versions of each key."""
+        return {key: items.total for key, items in self.keys.items()}
+
+    def charge(self, key: str, version: int, items: int, now: int) -> None:
         for index, length in enumerate(WINDOW_SECONDS):
             same = now // length == self.last // length
             self.windows[index] = items + (self.windows[index] if same else 0)
         self.last = now
-        self.keys[key] += items
+        self.keys.setdefault(key, KeyItems()).add(version, items)
 
 
 def _confirmed(_clock: Record) -> bool:
@@ -147,12 +163,12 @@ class Ledger:
     def _intend(self, record: Record) -> None:
         fields = record.fields
         self._expire(record.time_us)
-        key, _, _ = text(fields, "key_version", "").partition("/versions/")
+        key, _, version = text(fields, "key_version", "").partition("/versions/")
         self._latest = now = max(self._latest, number(fields, "now"))
         facility = text(fields, "facility", "")
         if (used := self._used.get(facility)) is None:
             used = self._used[facility] = _Used(now)
-        used.charge(key.rpartition("/")[2], charged(record), now)
+        used.charge(key.rpartition("/")[2], _version(version), charged(record), now)
         request_id = text(fields, "request_id", "")
         if request_id:
             identity = _identity(text(fields, "principal", ""), request_id)
@@ -182,37 +198,62 @@ class Ledger:
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Returns the items ever charged, by facility and key (the last part of its name)."""
+        return {facility: used.by_key for facility, used in self._used.items()}
+
+    def keys(self) -> dict[str, dict[str, KeyItems]]:
+        """Returns the same, with the versions of each key."""
         return {facility: dict(used.keys) for facility, used in self._used.items()}
 
     def snapshot(self) -> dict[str, Value]:
-        """Returns the ledger's fields of a SNAPSHOT record."""
+        """Returns the ledger's fields of a SNAPSHOT record.
+
+        ``versions`` has for each key in ``used``, in the order of facilities and keys, the number
+        of the version that has all of its items, or a list: number and items of one version
+        after the other. Earlier releases wrote none.
+        """
         return {
             "requests": b"".join(
                 _ROW.pack(identity, *request) for identity, request in self._requests.items()
             ),
             "used": {
-                facility: [used.last, used.windows, dict(used.keys)]
+                facility: [used.last, used.windows, used.by_key]
                 for facility, used in self._used.items()
             },
+            "versions": [_divided(items) for items in _in_order(self._used)],
         }
 
     def check(self, snapshot: Record) -> None:
         """Raises RecordError if a snapshot does not hold what the records before it come to."""
+        if any(name in snapshot.fields for name in FIELDS) and self.contradicts(snapshot.fields):
+            raise RecordError(RESET)
+
+    def contradicts(self, said: Fields) -> bool:
+        """Returns whether a snapshot does not hold what the records so far come to.
+
+        Of a version it may say more, and nothing if an earlier release wrote it: a log that is
+        read from such a snapshot on has items of which only the key is known.
+        """
         ours = self.snapshot()
-        said = {name: snapshot.fields[name] for name in ours if name in snapshot.fields}
-        if said and said != ours:
-            raise RecordError(
-                "the snapshot does not hold the requests and the usage of the records before it:"
-                " quotas or request ids were reset"
-            )
+        if any(said.get(name) != ours[name] for name in FIELDS):
+            return True
+        try:
+            theirs = _read_usage(said)
+        except RecordError:
+            return True
+        return any(
+            theirs[facility].keys[key].of(number) < items
+            for facility, used in self._used.items()
+            for key, counted in used.keys.items()
+            for number, items in counted.versions.items()
+        )
 
     def _load(self, fields: Fields) -> None:
-        rows, used = fields.get("requests"), fields.get("used")
-        if not isinstance(rows, bytes) or len(rows) % _ROW.size or not isinstance(used, Mapping):
-            raise RecordError("the snapshot has no requests and usage")
+        rows = fields.get("requests")
+        if not isinstance(rows, bytes) or len(rows) % _ROW.size:
+            raise RecordError(_EMPTY)
         for identity, *request in _ROW.iter_unpack(rows):
             self._remember(identity, _Request(*request))
-        self._used = {facility: _read_used(row) for facility, row in used.items()}
+        self._used = _read_usage(fields)
         self._latest = max((used.last for used in self._used.values()), default=0)
 
     def _remember(self, identity: bytes, request: _Request) -> None:
@@ -275,10 +316,62 @@ def _principal(identity: bytes) -> bytes:
     return identity[:_ID_BYTES]
 
 
+def _version(digits: str) -> int:
+    """Returns the number in the name of a version, 0 if it has none."""
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+
+
+def _in_order(used: Mapping[str, _Used]) -> Iterator[KeyItems]:
+    """Yields the counts of all keys, in the order of facilities and keys."""
+    for _, row in sorted(used.items()):
+        for _, items in sorted(row.keys.items()):
+            yield items
+
+
+def _read_usage(fields: Fields) -> dict[str, _Used]:
+    """Reads what a snapshot says of usage; raises RecordError."""
+    rows, versions = fields.get("used"), fields.get("versions")
+    if not isinstance(rows, Mapping):
+        raise RecordError(_EMPTY)
+    used = {facility: _read_used(row) for facility, row in rows.items()}
+    if versions is not None:
+        keys = list(_in_order(used))
+        if not isinstance(versions, Sequence) or len(versions) != len(keys):
+            raise _unreadable_usage()
+        for items, row in zip(keys, versions, strict=True):
+            _assign(items, row)
+    return used
+
+
+def _divided(items: KeyItems) -> int | list[int]:
+    """Returns how the items of a key are divided among its versions, as a snapshot says it."""
+    versions = sorted(items.versions.items())
+    if len(versions) == 1 and not items.unassigned:
+        return versions[0][0]
+    return [number for pair in versions for number in pair]
+
+
+def _assign(items: KeyItems, row: Value) -> None:
+    """Divides the items of a key among its versions, as a snapshot says."""
+    if type(row) is int and row > 0:
+        row = [row, items.unassigned]
+    numbers = [n for n in row if type(n) is int and n >= 0] if isinstance(row, list | tuple) else []
+    counts = dict(zip(numbers[::2], numbers[1::2], strict=False))
+    if not isinstance(row, list | tuple) or len(row) != 2 * len(counts) or 0 in counts:
+        raise _unreadable_usage()
+    items.versions, items.unassigned = Counter(counts), items.unassigned - sum(counts.values())
+    if items.unassigned < 0:
+        raise _unreadable_usage()
+
+
 def _read_used(row: Value) -> _Used:
     match row:
         case [int(last), [int(second), int(minute), int(hour), int(day)], Mapping() as keys]:
-            items = {key: count for key, count in keys.items() if isinstance(count, int)}
+            items = {key: KeyItems(count) for key, count in keys.items() if isinstance(count, int)}
             if len(items) == len(keys):
-                return _Used(last, [second, minute, hour, day], Counter(items))
-    raise RecordError("the snapshot's usage cannot be read")
+                return _Used(last, [second, minute, hour, day], items)
+    raise _unreadable_usage()
+
+
+def _unreadable_usage() -> RecordError:
+    return RecordError("the snapshot's usage cannot be read")

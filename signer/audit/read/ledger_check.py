@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from signer.audit.format.record import Record, RecordError, RecordKind, Value
-from signer.audit.read.ledger import Ledger
-
-_FIELDS = ("requests", "used")
+from signer.audit.read.ledger import FIELDS, RESET, Ledger
 
 
 class LedgerPart:
@@ -42,8 +40,9 @@ class LedgerPart:
         return not self.problem and (self.begins == 0 or self.said is not None)
 
     def _load(self, snapshot: Record) -> None:
-        if all(name in snapshot.fields for name in _FIELDS):  # older logs have none
-            self.said = {name: snapshot.fields[name] for name in _FIELDS}
+        if all(name in snapshot.fields for name in FIELDS):  # older logs have none
+            known = self.ledger.snapshot().keys()
+            self.said = {name: each for name, each in snapshot.fields.items() if name in known}
             self._apply(snapshot)
 
     def _apply(self, record: Record) -> None:
@@ -69,8 +68,5 @@ class LedgerFold:
             self.problems.append(part.problem)
         if before is None or not before.follows_records or part.said is None:
             return
-        if part.said != before.ledger.snapshot():
-            self.problems.append(
-                f"record {part.begins}: the snapshot does not hold the requests and the usage of"
-                " the records before it: quotas or request ids were reset"
-            )
+        if before.ledger.contradicts(part.said):
+            self.problems.append(f"record {part.begins}: {RESET}")

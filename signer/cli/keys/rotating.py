@@ -24,13 +24,14 @@ from signer.client import KeyVersion, SignerClient
 from signer.errors import OperatorError
 from signer.model import KeyName
 from signer.officers.rotation_plan import Step, plan_text
+from signer.policy.lifetime import NEARLY
 from signer.text import count
 
 _WORKING = frozenset({"ACTIVE", "SUSPENDED", "PRE_ACTIVE"})
 
 
 class Due(NamedTuple):
-    """A version that ends at ``ends`` because of ``cause``.
+    """A version that ends at ``ends`` because of ``cause``; None: when it has signed enough.
 
     ``successor`` is the version of its key that signs after that, or None; ``prepared``
     one that was made but has no planned activation, or None. ``rotatable``: no version of
@@ -38,7 +39,7 @@ class Due(NamedTuple):
     """
 
     version: str
-    ends: datetime
+    ends: datetime | None
     cause: str
     successor: str | None
     prepared: str | None
@@ -53,8 +54,9 @@ def key_of(version: str) -> str:
 def due(versions: Iterable[KeyVersion], now: datetime, days: int) -> list[Due]:
     """Returns the versions in use that end within ``days`` days, or have ended; soonest first.
 
-    In use are those that sign, are suspended, or have a planned activation. ``versions``
-    must be in the order of their keys, as the appliance lists them.
+    With them those that have little left of the signatures of their lifetime. In use are those
+    that sign, are suspended, or have a planned activation. ``versions`` must be in the order of
+    their keys, as the appliance lists them.
     """
     latest = now + timedelta(days=days)
     found = []
@@ -68,7 +70,16 @@ def due(versions: Iterable[KeyVersion], now: datetime, days: int) -> list[Due]:
             if ends is not None and ends <= latest:
                 successor, prepared = _followers(version, ends, siblings)
                 found.append(Due(version.name, ends, cause, successor, prepared, rotatable))
-    return sorted(found, key=lambda version: (version.ends, version.version))
+            elif nearly_used(version):
+                followers = _followers(version, latest, siblings)
+                found.append(Due(version.name, None, "lifetime_signatures", *followers, rotatable))
+    return sorted(found, key=lambda version: (version.ends or now, version.version))
+
+
+def nearly_used(version: KeyVersion) -> bool:
+    """Whether a version has little left of the signatures that it may ever make."""
+    limit = version.lifetime_signatures
+    return limit > 0 and version.signatures_used >= NEARLY * limit
 
 
 def end_of(version: KeyVersion) -> tuple[datetime | None, str]:
@@ -119,7 +130,8 @@ def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None
     """Shows which versions end in the next days, and whether another one takes over.
 
     A version ends when it may no longer sign, when it is deactivated, or when its
-    certificate ends: the earliest counts.
+    certificate ends: the earliest counts. A version that has made 80 % of the signatures that
+    the policy allows it (lifetime_signatures) is listed too, without a time.
 
     \b
       signer keys plan --days 60 --client officer-a.yaml
@@ -133,7 +145,7 @@ def plan(*, client: SignerClient, days: int, names: bool, as_json: bool) -> None
     if names:
         say("".join(f"{name}\n" for name in names_due(found)), newline=False)
     elif as_json:
-        print_json([{**one._asdict(), "ends": one.ends.isoformat()} for one in found])
+        print_json([{**one._asdict(), "ends": one.ends and one.ends.isoformat()} for one in found])
     elif found:
         print_table(
             ("version", "ends", "because of", "successor"),

@@ -216,6 +216,8 @@ def version_value(version: KeyVersion) -> dict[str, Any]:
         "token": version.token or None,
         "placements": [f"{token} (CKA_ID {cka_id.hex()})" for token, cka_id in version.placements],
         "wrapping": version.wrapping and version.wrapping._asdict(),
+        "signatures_used": version.signatures_used,
+        "lifetime_signatures": version.lifetime_signatures or None,
         "created": iso(version.created),
         "activate_at": iso(version.activate_at),
         "sign_until": iso(version.sign_until),
@@ -239,5 +241,6 @@ def _lines(value: dict[str, Any]) -> list[str]:
         elif label not in {"public_key", "pem", "certification_request"}:
             shown = ", ".join(member) if isinstance(member, list) else member
             shown = ("yes" if shown else "no") if isinstance(shown, bool) else shown
+            shown = f"{shown:,}" if isinstance(shown, int) else shown
             lines.append(f"{label.replace('_', ' '):<20} {plain(shown) if shown else '-'}")
     return lines

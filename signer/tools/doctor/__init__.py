@@ -21,6 +21,7 @@ from signer.tools.doctor.file_checks import examine_files
 from signer.tools.doctor.finding import Finding, Level, ok, refused, warning
 from signer.tools.doctor.machine import (
     examine_daemon,
+    examine_lifetimes,
     examine_limits,
     examine_ports,
     judge_clock,
@@ -78,6 +79,7 @@ def _examined(config: Config, now: float) -> Iterator[Finding]:
     yield judge_clock(now, last_record_time(audit), synchronised())
     daemon = running_daemon(audit)
     yield examine_daemon(daemon, config.metrics)
+    yield from examine_lifetimes(daemon, config.metrics)
     yield from examine_ports(config, daemon)
     yield from examine_limits(daemon)
 

@@ -7,17 +7,22 @@ import os
 import re
 import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from signer.clock import JUMP_SECONDS
 from signer.config.client_file import Address
 from signer.config.models import Config
+from signer.policy.lifetime import NEARLY
 from signer.tools.doctor.finding import Finding, ok, warning, wrong
 
+LIFETIME_GAUGE = "signer_key_lifetime_used_ratio"
+MOST_METRICS = 8 << 20  # bytes of /metrics that are read
 FILES = 4096  # open files that a busy daemon needs: every connection is one
 _TIME_ERROR = 5  # linux/timex.h: the kernel's clock is not synchronised
 _SHELL = "this shell; a service has its own"
@@ -77,6 +82,41 @@ def judge_daemon(pid: int, status: int, text: str) -> Finding:
         f"{running} and is not ready: {reasons}",
         "see docs/runbook.md, section NOT_SERVING",
     )
+
+
+def examine_lifetimes(daemon: int | None, metrics: Address) -> Iterator[Finding]:
+    """Judges by its own ``/metrics`` what a running daemon's keys have left of their lifetime."""
+    if daemon is None:
+        return
+    try:
+        with closing(HTTPConnection(metrics.host.strip("[]"), metrics.port, timeout=5)) as asked:
+            asked.request("GET", "/metrics")
+            text = asked.getresponse().read(MOST_METRICS).decode()
+        yield from judge_lifetimes(_lifetimes_in(text))
+    except (OSError, HTTPException, ValueError):
+        return  # what /readyz says is judged already
+
+
+def _lifetimes_in(text: str) -> Iterator[tuple[str, float]]:
+    """Yields group and used part of the gauge of lifetimes; raises ValueError."""
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples if family.name == LIFETIME_GAUGE else ():
+            yield sample.labels.get("group", ""), sample.value
+
+
+def judge_lifetimes(shares: Iterable[tuple[str, float]]) -> Iterator[Finding]:
+    """Judges the largest used part of a key's lifetime in each group; without any, says nothing."""
+    worst = max(shares, key=lambda each: each[1], default=None)
+    if worst is None:
+        return
+    group, share = worst
+    whose = f"group {group}" if group else "a facility without group"
+    seen = f"a key of {whose} has used {int(share * 100)} % of its lifetime"
+    if share < NEARLY:
+        yield ok("key lifetimes", seen)
+    else:
+        remedy = "officers rotate it: `signer keys plan` names it (docs/officers.md)"
+        yield warning("key lifetimes", seen, remedy)
 
 
 # --- clock -------------------------------------------------------------------------------------

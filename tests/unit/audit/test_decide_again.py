@@ -34,8 +34,14 @@ profiles:
     algorithms: [ES256]
     max_batch_items: 10
     hcert: {issuer: VN, validity_days: 365}
+  few:
+    formats: [JWS]
+    algorithms: [ES256]
+    max_batch_items: 10
+    lifetime_signatures: 12
 facilities:
   01-001: {profile: records, group: "01", clients: [spiffe://signer.example/issuer]}
+  few: {profile: few, clients: [spiffe://signer.example/issuer]}
   moh: {profile: certificates, clients: [spiffe://signer.example/issuer]}
 """
 TEXT = policy_text([PolicyFile("policy.yaml", POLICY)])
@@ -135,6 +141,27 @@ def test_quotas_are_counted_anew_over_all_parts(log: Path) -> None:
         problem.replace("record 2", "record 3")
     ]
     assert decided(log, within, [seam, record(3, 1, now=OPEN + 60)]).problems == []
+
+
+FEW = {"key_version": "facilities/few/keys/k/versions/1", "facility": "few", "group": ""}
+
+
+def test_lifetimes_are_counted_anew_over_all_parts(log: Path) -> None:
+    within = [record(0, 10, **FEW), record(1, 2, **FEW, now=OPEN + 86_400)]
+    assert decided(log, within).problems == []
+    [problem] = decided(log, [*within, record(2, 1, **FEW)]).problems
+    assert problem == (
+        "record 2: its 1 items exceed the lifetime of 12 signatures of its version"
+        " (profiles.few.lifetime_signatures)"
+    )
+    ledger = Ledger()
+    for each in within:
+        ledger.apply(each)
+    seam = Record(2, within[1].time_us, RecordKind.SNAPSHOT, ledger.snapshot())
+    late = record(3, 1, **FEW, now=OPEN + 10 * 86_400)
+    assert decided(log, within, [seam, late]).problems == [problem.replace("record 2", "record 3")]
+    second = {**FEW, "key_version": "facilities/few/keys/k/versions/2"}
+    assert decided(log, within, [seam, record(3, 10, **second)]).problems == []
 
 
 @pytest.mark.parametrize(("later", "wrong"), [(-5, 0), (300, 0), (-6, 1), (301, 1), (10**9, 1)])

@@ -18,6 +18,7 @@ from signer.audit.format.record import (
 )
 from signer.audit.read.ledger import MAX_REQUESTS, REQUEST_LIFE_US, WINDOW_SECONDS, Earlier, Ledger
 from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_OPERATIONS, ApprovalFold
+from signer.policy.lifetime import KeyItems, VersionCharge
 from signer.policy.usage import Usage
 from signer.policy.values import WINDOWS, Quota
 
@@ -33,13 +34,14 @@ def intent(
     principal: str = ISSUER,
     facility: str = "01-001",
     key: str = "records",
+    version: int = 1,
     items: int = 1,
     time_us: int = START_US,
     now: int = MONDAY,
 ) -> Record:
     fields: dict[str, Value] = {
         "principal": principal,
-        "key_version": f"facilities/{facility}/keys/{key}/versions/1",
+        "key_version": f"facilities/{facility}/keys/{key}/versions/{version}",
         "facility": facility,
         "request_id": request_id,
         "now": now,
@@ -67,6 +69,7 @@ class Step:
     principal: str
     request_id: str
     facility: str
+    version: int
     items: int
     closes: int | None
     lost: bool
@@ -81,6 +84,7 @@ STEPS = st.lists(
         principal=st.sampled_from([ISSUER, "spiffe://signer.example/province/01"]),
         request_id=st.sampled_from(["", "a", "b", "c"]),
         facility=st.sampled_from(["01-001", "01-002"]),
+        version=st.sampled_from([1, 1, 2]),
         items=st.integers(1, 5),
         closes=st.none() | st.integers(0, 3),
         lost=st.booleans(),
@@ -106,6 +110,7 @@ def history(steps: Sequence[Step]) -> list[Record]:
                 request_id=step.request_id,
                 principal=step.principal,
                 facility=step.facility,
+                version=step.version,
                 items=step.items,
                 time_us=time_us,
                 now=time_us // 1_000_000 - step.set_back,
@@ -138,6 +143,7 @@ def known(ledger: Ledger, records: Sequence[Record], time_us: int) -> list[objec
         len(ledger._open),
         ledger.windows(),
         ledger.totals(),
+        ledger.keys(),
     ]
 
 
@@ -201,14 +207,18 @@ def test_restored_usage_is_what_was_charged(steps: list[Step]) -> None:
         ledger.apply(record)
         if record.kind is RecordKind.INTENT and record.column:
             latest = max(latest, int(str(record.fields["now"])))
-            facility = str(record.fields["facility"])
-            assert charged.charge(facility, quotas, record.column.count, latest) is None
-    totals = {facility: sum(keys.values()) for facility, keys in ledger.totals().items()}
-    restored.restore(ledger.windows(), totals)
+            facility, items = str(record.fields["facility"]), record.column.count
+            number = int(str(record.fields["key_version"]).rpartition("/")[2])
+            version = VersionCharge("records", number, items, limit=10**6)
+            assert charged.charge(facility, quotas, items, latest, version) is None
+    restored.restore(ledger.windows(), ledger.keys())
     for facility in ("01-001", "01-002"):
         for later in (0, 1, 60, 3600, 86_400):
             left = charged.remaining(facility, quotas, latest + later)
             assert restored.remaining(facility, quotas, latest + later) == left
+        for number in (1, 2):
+            signed = charged.signed(facility, "records", number)
+            assert restored.signed(facility, "records", number) == signed
     assert restored.busiest(5) == charged.busiest(5)
 
 
@@ -296,16 +306,59 @@ def test_intents_without_an_id_are_counted_and_not_remembered() -> None:
 
 
 def test_keys_are_counted_over_their_versions_and_apart_from_each_other() -> None:
-    first = intent(0, items=2)
-    second = Record(
-        1,
-        START_US,
-        RecordKind.INTENT,
-        {**first.fields, "key_version": "facilities/01-001/keys/records/versions/2"},
-        first.column,
-    )
-    ledger = fold([first, second, intent(2, key="other", items=7)])
+    records = [intent(0, items=2), intent(1, items=2, version=2), intent(2, key="other", items=7)]
+    ledger = fold(records)
     assert ledger.totals() == {"01-001": {"records": 4, "other": 7}}
+    versions = {"records": {1: 2, 2: 2}, "other": {1: 7}}
+    assert {key: each.versions for key, each in ledger.keys()["01-001"].items()} == versions
+
+
+def test_items_of_a_snapshot_that_knows_no_versions_count_for_each_of_them() -> None:
+    """No version gets a new lifetime with an upgrade; of several, each seems to be older."""
+    ledger = loaded({"requests": b"", "used": {"01-001": ROW_OF_NINE}})
+    fold([intent(8, items=5, version=2)], ledger)
+    counted = ledger.keys()["01-001"]["records"]
+    assert [counted.of(number) for number in (1, 2, 3)] == [9, 14, 9]
+    assert counted.total == 14
+    assert reopened(ledger).keys() == ledger.keys()
+
+
+@pytest.mark.parametrize("version", ["", "x", "0", "1" * 10, "-1", "\u0661"])
+def test_items_of_a_version_that_has_no_number_count_for_each(version: str) -> None:
+    fields = {**intent(0, items=3).fields, "key_version": f"facilities/f/keys/k/versions/{version}"}
+    record = Record(0, START_US, RecordKind.INTENT, fields, Column(32, bytes(32 * 3)))
+    assert fold([record]).keys() == {"01-001": {"k": KeyItems(3)}}
+
+
+@pytest.mark.parametrize(
+    ("said", "contradicts"),
+    [
+        ([[1, 4, 2, 6]], False),
+        ([1], True),
+        ([0], True),
+        ([True], True),
+        ([[1, 5, 2, 5]], True),  # what version 2 signed is said of version 1
+        ([[1, 10]], True),
+        ([[2, 6]], False),  # 4 of unknown versions count for both
+        ([[]], False),
+        (None, False),  # written by an earlier release
+        ([[1, 4, 2]], True),
+        ([[1, 4, 1, 6]], True),
+        ([[1, 4, 2, 7]], True),  # more than the key has
+        ([[1, 4, 2, -6]], True),
+        ([[1, 4, 2, True]], True),
+        ([], True),
+        ("x", True),
+    ],
+)
+def test_a_snapshot_may_say_more_of_a_version_and_never_less(
+    said: Value, contradicts: bool
+) -> None:
+    ledger = fold([intent(0, items=4), intent(1, items=6, version=2)])
+    fields = {**ledger.snapshot(), "versions": said}
+    if said is None:
+        del fields["versions"]
+    assert ledger.contradicts(fields) == contradicts
 
 
 def remembered(ledger: Ledger, principal: str, ids: range) -> list[int]:
@@ -401,6 +454,7 @@ def test_full_ledger_fits_into_one_record_and_comes_back() -> None:
     assert loaded(parse(body).fields).snapshot() == ledger.snapshot()
 
 
+ROW_OF_NINE: Value = [MONDAY, [9, 9, 9, 9], {"records": 9}]
 ROW: Value = [MONDAY, [1, 1, 1, 1], {"records": 1}]
 
 
@@ -415,6 +469,10 @@ ROW: Value = [MONDAY, [1, 1, 1, 1], {"records": 1}]
         {"requests": b"", "used": {"f": [1, [1, 1, 1, "1"], {}]}},
         {"requests": b"", "used": {"f": [1, [1, 1, 1, 1], {"k": "1"}]}},
         {"requests": b"", "used": {"f": "row"}},
+        {"requests": b"", "used": {"f": [1, [1, 1, 1, 1], {"k": 1}]}, "versions": []},
+        {"requests": b"", "used": {"f": [1, [1, 1, 1, 1], {"k": 1}]}, "versions": [[1, 2]]},
+        {"requests": b"", "used": {"f": [1, [1, 1, 1, 1], {"k": 1}]}, "versions": [[0, 1]]},
+        {"requests": b"", "used": {"f": [1, [1, 1, 1, 1], {"k": 1}]}, "versions": ["11"]},
     ],
 )
 def test_snapshot_that_holds_no_ledger_is_refused(fields: Mapping[str, Value]) -> None:

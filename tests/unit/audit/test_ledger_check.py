@@ -60,11 +60,15 @@ def test_a_true_snapshot_has_no_problem(place: int) -> None:
 
 
 LIES: list[Callable[[Record], dict[str, Value]]] = [
-    lambda _: {"requests": b"", "used": {}},
+    lambda _: {"requests": b"", "used": {}, "versions": []},
     lambda _: {"requests": b""},
-    lambda _: {"used": {}},
+    lambda _: {"used": {}, "versions": []},
     lambda s: {"used": {n: [r[0], [0, 0, 0, 0], r[2]] for n, r in _used(s).items()}},
-    lambda s: {"used": {n: [r[0], r[1], {"records": 1}] for n, r in _used(s).items()}},
+    lambda s: {
+        "used": {n: [r[0], r[1], {"records": 1}] for n, r in _used(s).items()},
+        "versions": [1] * len(_used(s)),
+    },
+    lambda _: {"versions": [2, 2]},
 ]
 
 
@@ -88,7 +92,7 @@ def test_a_snapshot_that_says_less_than_was_used_is_a_problem(
 
 def test_a_lie_is_told_once_and_what_follows_is_compared_with_it() -> None:
     records = history()
-    lie = snapshot_at(records, 4, used={}, requests=b"")
+    lie = snapshot_at(records, 4, used={}, requests=b"", versions=[])
     second = [lie, *records[4:9]]
     third = Record(9, records[8].time_us, RecordKind.SNAPSHOT, fold(second, Ledger()).snapshot())
     assert len(joined(records[:4], second, [parse(third.body()), *records[9:]])) == 1

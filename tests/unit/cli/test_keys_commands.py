@@ -173,6 +173,34 @@ def test_plan(run: Any, people: Any) -> None:
     assert run("keys", "plan", "--days", 5, "--names", *client).out == ""
 
 
+def test_a_version_that_has_nearly_made_its_signatures_is_due(
+    run: Any, registry: Any, people: Any
+) -> None:
+    client = ("--client", people.a.client)
+    used: dict[str, Any] = {"signatures_used": 79, "lifetime_signatures": 100}
+    names = [f"facilities/{facility}/keys/k/versions/1" for facility in "abc"]
+    registry.versions = [
+        version(names[0], **used),
+        version(names[1], **used | {"signatures_used": 80}),
+        version(names[2], **used | {"lifetime_signatures": 0}),
+    ]
+    [said] = json.loads(run("keys", "plan", "--days", 0, "--json", *client).out)
+    assert (said["version"], said["ends"], said["cause"]) == (names[1], None, "lifetime_signatures")
+    assert run("keys", "plan", "--names", *client).out == "facilities/b/keys/k\n"
+    soon = datetime.fromtimestamp(NOW, UTC) + timedelta(days=5)
+    registry.versions.append(
+        version("facilities/d/keys/k/versions/1", sign_until=soon, **used | {"signatures_used": 99})
+    )
+    table = run("keys", "plan", *client).out
+    assert 0 < table.index(names[1]) < table.index("facilities/d/keys/k/versions/1")
+    # Its successor is there already, or planned within the days that are asked for.
+    registry.versions = [
+        registry.versions[1]._replace(primary=False),
+        version("facilities/b/keys/k/versions/2", activate_at=soon),
+    ]
+    assert run("keys", "plan", "--names", *client).out == ""
+
+
 def request(key: Any, subject: str) -> str:
     name = x509.Name.from_rfc4514_string(subject)
     made = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())

@@ -108,6 +108,8 @@ def test_the_soonest_comes_first_and_keys_are_named_once() -> None:
         v(1, key=f"{K}6", sign_until=99),
     ]
     plan = due(versions, NOW, 30)
-    assert [each.ends for each in plan] == sorted(each.ends for each in plan)
+    ends = [each.ends for each in plan if each.ends is not None]
+    assert len(ends) == len(plan)
+    assert ends == sorted(ends)
     # 3 has a version that waits, 4 one that goes on, 5 is suspended: a rotation refuses them.
     assert names_due(plan) == [f"{K}1", f"{K}2"]

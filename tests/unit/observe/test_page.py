@@ -18,6 +18,7 @@ GAUGES: dict[str, dict[tuple[str, ...], float]] = {
     "signer_key_versions": {("ACTIVE",): 12_345},
     "signer_key_expiry_timestamp_seconds": {("01",): NOW + 10 * DAY, ("",): NOW + 200 * DAY},
     "signer_keys_ended": {("01",): 0, ("02",): 3, ("",): 0},
+    "signer_key_lifetime_used_ratio": {("01",): 0.79},
     "signer_tls_expiry_timestamp_seconds": {("server",): NOW - 2 * DAY},
     "signer_officers": {("valid",): 3, ("ended",): 0, ("early",): 0},
     "signer_officers_needed": {(): 2},
@@ -146,6 +147,16 @@ def test_what_falls_due_is_listed_the_soonest_first() -> None:
         "signer_tls_expiry_timestamp_seconds": {("server",): NOW + 100 * DAY},
     }
     assert "Ends within 90 days Nothing." in text_of(gauges=later)
+
+
+def test_a_key_that_has_nearly_made_its_signatures_falls_due() -> None:
+    assert "lifetime" not in text_of()
+    shares = {("01",): 0.8, ("",): 0.96}
+    html = page(seen(gauges=GAUGES | {"signer_key_lifetime_used_ratio": shares}))
+    assert (
+        '<td>lifetime of a key of group 01</td><td><span class="soon">80 % used</span></td>' in html
+    )
+    assert 'without a group</td><td><span class="bad">96 % used</span></td>' in html
 
 
 def test_certificates_of_officers_fall_due_and_one_that_has_ended_is_red() -> None:

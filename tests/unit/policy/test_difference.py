@@ -95,6 +95,7 @@ def test_nothing_differs_from_itself() -> None:
                 "+ facility g: algorithms ES256, EdDSA",
                 "+ facility g: max_batch_items 500",
                 "+ facility g: quotas 200 per second",
+                "+ facility g: lifetime_signatures none",
                 "+ facility g: hours none",
                 "+ facility g: valid_from none",
                 "+ facility g: valid_until none",

@@ -53,6 +53,7 @@ RULES: dict[str, st.SearchStrategy[Any]] = {
     "algorithms": subset(["ES256", "PS256"]),
     "max_batch_items": st.integers(1, 4096),
     "quotas": QUOTAS,
+    "lifetime_signatures": st.integers(1, 300),
     "hours": st.fixed_dictionaries({"time_zone": st.just(ZONE), "open": OPENINGS}),
     "valid_from": INSTANTS,
     "valid_until": INSTANTS,
@@ -110,6 +111,8 @@ def assert_within(inner: Terms, outer: Terms) -> None:
     assert inner.max_batch_items <= outer.max_batch_items
     limits = {quota.window_seconds: quota.limit for quota in inner.quotas}
     assert all(limits[quota.window_seconds] <= quota.limit for quota in outer.quotas)
+    if outer.lifetime_signatures is not None:
+        assert (inner.lifetime_signatures or 9e9) <= outer.lifetime_signatures
     if outer.hours is not None:
         assert inner.hours is not None
         assert inner.hours.intersection(outer.hours) == inner.hours

@@ -3,7 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.policy.recount import Recount
+from signer.model import KeyName
+from signer.policy.lifetime import KeyItems, VersionCharge
+from signer.policy.recount import CALL_SECONDS, LifetimeRecount, Recount
 from signer.policy.usage import Usage
 from signer.policy.values import Quota
 
@@ -71,3 +73,44 @@ def test_facilities_and_windows_are_counted_apart_and_go_on_from_a_snapshot() ->
     assert not recount.exceeded("g", MINUTE, 20, now=START, recorded=START)
     assert not recount.exceeded("f", SECOND, 5, now=START, recorded=START)
     assert recount.exceeded("f", MINUTE, 6, now=START, recorded=START)
+
+
+# --- lifetimes -----------------------------------------------------------------------------------
+
+KEY = KeyName("f", "k")
+
+
+@given(BATCHES, st.lists(st.sampled_from([10, 25, None]), min_size=40, max_size=40))
+def test_what_fitted_into_a_lifetime_fits_whatever_the_order_of_the_records(
+    batches: list[tuple[int, int, int, int]], limits: list[int | None]
+) -> None:
+    """Also where the policy has changed its bound while batches were under way."""
+    usage, now, asked = Usage(), 10.0 * START, []
+    for (wait, until_charged, until_recorded, items), limit in zip(batches, limits, strict=False):
+        now += wait
+        charged = now + until_charged
+        asked.append((charged, charged + until_recorded, items, limit))
+    accepted = [
+        (recorded, items, limit)
+        for _, recorded, items, limit in sorted(asked, key=lambda each: each[0])
+        if usage.charge("f", (), items, START, VersionCharge("k", 1, items, limit)) is None
+    ]
+    recount = LifetimeRecount()
+    for recorded, items, limit in sorted(accepted, key=lambda each: each[0]):
+        assert not recount.exceeded(KEY, 1, items, limit=limit, recorded=recorded / 10)
+
+
+def test_more_than_the_lifetime_of_a_version_shows() -> None:
+    recount = LifetimeRecount()
+    recount.start(KEY, KeyItems(5))
+    said = [
+        recount.exceeded(KEY, number, 5, limit=10, recorded=START) for number in (1, 2, 1, 2, 3)
+    ]
+    assert said == [False, False, True, True, False]
+
+
+def test_a_bound_that_was_lowered_counts_once_no_batch_can_be_older() -> None:
+    recount = LifetimeRecount()
+    assert not recount.exceeded(KEY, 1, 50, limit=None, recorded=START)
+    assert not recount.exceeded(KEY, 1, 1, limit=10, recorded=START + CALL_SECONDS)
+    assert recount.exceeded(KEY, 1, 1, limit=10, recorded=START + CALL_SECONDS + 1)

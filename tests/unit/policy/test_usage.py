@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from signer.policy.lifetime import KeyItems, LifetimeRefusal, VersionCharge
 from signer.policy.usage import QuotaRefusal, Usage
 from signer.policy.values import WINDOWS, Quota
 
@@ -20,6 +21,13 @@ CHARGES = st.lists(
 )
 
 
+def charge(usage: Usage, quotas: tuple[Quota, ...], items: int, now: float) -> QuotaRefusal | None:
+    """Charges facility f, without a key version."""
+    refusal = usage.charge("f", quotas, items, now)
+    assert not isinstance(refusal, LifetimeRefusal)
+    return refusal
+
+
 @given(QUOTAS, CHARGES)
 def test_no_window_ever_holds_more_than_its_limit(
     quotas: tuple[Quota, ...], charges: list[tuple[int, float]]
@@ -31,7 +39,7 @@ def test_no_window_ever_holds_more_than_its_limit(
         now += step
         latest = max(latest, now)
         before = usage.remaining("f", quotas, now)
-        refusal = usage.charge("f", quotas, items, now)
+        refusal = charge(usage, quotas, items, now)
         after = usage.remaining("f", quotas, now)
         if refusal is None:
             assert after == tuple(left - items for left in before)
@@ -53,7 +61,7 @@ def test_a_refused_batch_passes_after_the_returned_time(
     now = MONDAY
     for items, step in charges:
         now += step
-        refusal = usage.charge("f", quotas, items, now)
+        refusal = charge(usage, quotas, items, now)
         if refusal is not None and refusal.retry_after is None:
             assert items > refusal.quota.limit
         elif refusal is not None:
@@ -124,7 +132,8 @@ def test_restored_usage_is_not_refilled_by_a_clock_set_back() -> None:
     usage = Usage()
     usage.charge("gone", (), 3, MONDAY)
     quota = Quota(5, 60)
-    usage.restore({"f": {60: (int(MONDAY // 60), 5)}}, {"f": 1000, "g": 7})
+    keys = {"f": {"k": KeyItems(1000)}, "g": {"k": KeyItems(7)}}
+    usage.restore({"f": {60: (int(MONDAY // 60), 5)}}, keys)
     assert usage.charge("f", (quota,), 1, MONDAY - 60) == QuotaRefusal(quota, 120)
     assert usage.remaining("f", (quota,), MONDAY + 60) == (5,)
     assert usage.busiest(5) == [("f", 1000), ("g", 7)]
@@ -148,6 +157,57 @@ def test_limit_lowered_by_a_reload_holds_at_once() -> None:
     usage.charge("f", (Quota(10, 60),), 8, MONDAY)
     assert usage.remaining("f", (Quota(5, 60),), MONDAY) == (0,)
     assert usage.charge("f", (Quota(5, 60),), 1, MONDAY) is not None
+
+
+# --- the lifetime of a version ------------------------------------------------------------------
+
+
+# Batches of one of two versions: items asked, those of them that are recorded, its bound then.
+BATCHES = st.lists(
+    st.tuples(
+        st.integers(1, 2), st.integers(1, 9), st.integers(0, 9), st.sampled_from([20, 40, None])
+    ),
+    max_size=60,
+)
+
+
+@given(BATCHES)
+def test_no_version_ever_signs_more_than_its_bound(
+    batches: list[tuple[int, int, int, int | None]],
+) -> None:
+    usage, counted = Usage(), {1: 0, 2: 0}
+    for number, items, recorded, limit in batches:
+        charge = VersionCharge("k", number, min(items, recorded), limit)
+        refusal = usage.charge("f", (), items, MONDAY, charge)
+        fits = limit is None or counted[number] + charge.items <= limit
+        assert refusal == (None if fits else LifetimeRefusal(limit or 0, counted[number]))
+        counted[number] += charge.items if fits else 0
+        assert {each: usage.signed("f", "k", each) for each in counted} == counted
+
+
+def test_a_batch_counts_in_the_quota_and_the_lifetime_or_in_neither() -> None:
+    usage, quota = Usage(), Quota(10, 60)
+    first, second = VersionCharge("k", 1, 6, 12), VersionCharge("k", 1, 7, 12)
+    assert usage.charge("f", (quota,), 6, MONDAY, first) is None
+    assert usage.charge("f", (quota,), 7, MONDAY, second) == LifetimeRefusal(12, 6)
+    assert usage.charge("f", (quota,), 6, MONDAY, first) == QuotaRefusal(quota, 60)
+    assert (usage.remaining("f", (quota,), MONDAY), usage.signed("f", "k", 1)) == ((4,), 6)
+    assert usage.signed("f", "other", 1) == usage.signed("other", "k", 1) == 0
+
+
+def test_a_lifetime_does_not_begin_again_with_time() -> None:
+    usage, charge = Usage(), VersionCharge("k", 1, 5, 9)
+    assert usage.charge("f", (), 5, MONDAY, charge) is None
+    usage.set_back(MONDAY - 10**9)
+    assert usage.charge("f", (), 5, MONDAY + 10**9, charge) == LifetimeRefusal(9, 5)
+
+
+def test_what_was_restored_is_not_changed_by_what_comes_after() -> None:
+    usage, before = Usage(), KeyItems()
+    before.add(1, 4)
+    usage.restore({}, {"f": {"k": before}})
+    usage.charge("f", (), 5, MONDAY, VersionCharge("k", 1, 5, None))
+    assert (usage.signed("f", "k", 1), before.of(1)) == (9, 4)
 
 
 def test_busiest_first_and_refused_items_do_not_count() -> None:

@@ -379,6 +379,18 @@ def test_a_daemon_says_itself_how_it_is(status: int, text: str, level: Level, se
     assert (found.level, seen in found.seen) == (level, True), found
 
 
+def test_what_a_key_has_left_of_its_lifetime_is_judged() -> None:
+    assert list(machine.judge_lifetimes([])) == []
+    [good] = machine.judge_lifetimes([("01", 0.5), ("", 0.79)])
+    assert (good.level, good.seen) == (
+        OK,
+        "a key of a facility without group has used 79 % of its lifetime",
+    )
+    [near] = machine.judge_lifetimes([("01", 0.8), ("", 0.79)])
+    assert (near.level, near.seen) == (WARNING, "a key of group 01 has used 80 % of its lifetime")
+    assert "`signer keys plan`" in near.remedy
+
+
 def test_limits_are_judged() -> None:
     endless = float("inf")
     good, bad = Limits(endless, 0, endless), Limits(1024, endless, 65_536)
