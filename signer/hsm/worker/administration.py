@@ -10,7 +10,6 @@ from typing import Any
 
 import pkcs11
 from pkcs11 import Attribute, ObjectClass
-from pkcs11.exceptions import PKCS11Error
 
 from signer.algorithms import Algorithm
 from signer.hsm.frames import FrameError, Verdict
@@ -154,18 +153,18 @@ def _generate(token: Token, algorithm: str, bits: int, cka_id: str, label: str) 
                 "remove or rename it with the HSM's own tool",
             )
         public, private = generate_pair(
-            token.session, wanted, bits, identifier, label, template=STRICT
+            token.objects, wanted, bits, identifier, label, template=STRICT
         )
-        if wrong := wrong_attributes(token, private.handle, STRICT | MADE_HERE):
-            private.destroy()
-            public.destroy()
+        if wrong := wrong_attributes(token, private, STRICT | MADE_HERE):
+            for half in (private, public):
+                token.objects.destroy(half)
             raise TokenFailure(
                 FailureKind.MODULE_FATAL,
                 f"token {token.spec.label} created a key whose {', '.join(wrong)} is not as "
                 "demanded: it was destroyed; this module must not hold signing keys",
             )
-        token.keys.add(private.handle, TokenObject(identifier, label))
-        return public_key(wanted, public).hex()
+        token.keys.add(private, TokenObject(identifier, label))
+        return public_key(token.objects, wanted, public).hex()
 
 
 def _exists(token: Token, cka_id: bytes) -> bool:
@@ -199,8 +198,8 @@ def _existing(token: Token, algorithm: Algorithm, cka_id: bytes, label: str) -> 
             f"was not created for {label}: remove it with the HSM's own tool",
         )
     try:
-        return public_key(algorithm, publics[0])
-    except (PKCS11Error, ValueError) as error:
+        return public_key(token.objects, algorithm, publics[0].handle)
+    except ValueError as error:
         raise TokenFailure(
             FailureKind.AMBIGUOUS,
             f"token {token.spec.label} holds a key for {label} that does not fit {algorithm}: "

@@ -23,7 +23,7 @@ _CKU_USER = 1
 _C_GET_INFO, _C_LOGIN = 2, 18
 _C_COPY, _C_DESTROY, _C_READ, _C_FIND_INIT, _C_FIND, _C_FIND_FINAL = 21, 22, 24, 26, 27, 28
 _C_SIGN_INIT, _C_SIGN = 42, 43
-_C_WRAP, _C_UNWRAP = 60, 61
+_C_GENERATE_PAIR, _C_WRAP, _C_UNWRAP = 59, 60, 61
 _FUNCTIONS = 68
 _CKA_CLASS, _CKA_TOKEN, _CKA_PRIVATE, CKA_LABEL, CKA_ID = 0x000, 0x001, 0x002, 0x003, 0x102
 _CKA_KEY_TYPE, _CKA_SENSITIVE, _CKA_EXTRACTABLE, _CKA_SIGN = 0x100, 0x103, 0x162, 0x108
@@ -45,6 +45,7 @@ WRAP_MECHANISMS = {  # CKM_AES_KEY_WRAP_KWP and CKM_AES_KEY_WRAP_PAD: the first 
 _MAX_WRAPPED = 8192  # bytes; an RSA key of 4096 bits takes about 2,400
 _HANDLES_AT_ONCE = 1024
 _NAME_BYTES = 1024  # of an id or a label; ours have 16 and at most 150
+_VALUE_BYTES = 1024  # of a public key's point or modulus; an RSA key of 4096 bits has 512
 MAX_SIGNATURE = 512
 _INFO_BYTES = 256  # more than CK_INFO has
 _NOT_INITIALIZED = 0x190  # CKR_CRYPTOKI_NOT_INITIALIZED
@@ -90,6 +91,13 @@ _NOT_UNWRAPPED = (
 )
 """What modules answer to C_UnwrapKey where a blob was changed or another key has wrapped it;
 SoftHSM: CKR_GENERAL_ERROR. The session goes on, if the module still answers in it."""
+_NOT_GENERATED = (
+    *(0x010, 0x011, 0x012, 0x013),  # CKR_ATTRIBUTE_READ_ONLY, _SENSITIVE, _TYPE_, _VALUE_INVALID
+    *(0x0D0, 0x0D1, 0x130),  # CKR_TEMPLATE_INCOMPLETE, _INCONSISTENT, CKR_DOMAIN_PARAMS_INVALID
+    *(0x0B5, 0x0E2, 0x200),  # CKR_SESSION_READ_ONLY, CKR_TOKEN_WRITE_PROTECTED, _FUNCTION_REJECTED
+)
+"""What modules answer to C_GenerateKeyPair for a key that they do not make; the session goes on."""
+_DEVICE_MEMORY, _MECHANISM_INVALID = 0x031, 0x070
 _PARTLY_READ = (0x011, 0x012, 0x150)
 """CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID, CKR_BUFFER_TOO_SMALL: C_GetAttributeValue
 has read the other attributes."""
@@ -127,13 +135,19 @@ class CryptokiError(Exception):
 
     ``dead_handle``: the key of this handle does not exist any more. ``not_unwrapped``: the
     module can have found a fault in what it was to unwrap. ``not_wrappable``: it does not wrap
-    such a key. ``failure``: why the worker leaves if it may not go on.
+    such a key. ``full``: the token has no room for a key pair; the session goes on.
+    ``no_mechanism``: the token does not make such a key pair. ``failure``: why the worker leaves
+    if it may not go on.
     """
 
     def __init__(self, call: str, value: int) -> None:
         self.call = call
         self.value = value
-        self.error_class = error_class(value)
+        generates = call == "C_GenerateKeyPair"
+        refused = generates and value in _NOT_GENERATED
+        self.error_class = ErrorClass.REFUSED if refused else error_class(value)
+        self.full = generates and value == _DEVICE_MEMORY
+        self.no_mechanism = generates and value == _MECHANISM_INVALID
         self.failure = _FAILURES[self.error_class]
         self.dead_handle = call != "C_Sign" and value in _DEAD_HANDLE
         self.usable = call == "C_SignInit" and self.error_class is ErrorClass.REFUSED
@@ -232,6 +246,9 @@ class Objects:
         self._read = function(_C_READ, _ULONG, pointer, _ULONG)
         self._copy = function(_C_COPY, _ULONG, pointer, _ULONG, pointer)
         self._destroy = function(_C_DESTROY, _ULONG)
+        self._generate = function(
+            _C_GENERATE_PAIR, pointer, pointer, _ULONG, pointer, _ULONG, pointer, pointer
+        )
         self._wrap = function(_C_WRAP, pointer, _ULONG, _ULONG, pointer, pointer)
         self._unwrap = function(
             _C_UNWRAP, pointer, _ULONG, ctypes.c_char_p, _ULONG, pointer, _ULONG, pointer
@@ -299,6 +316,48 @@ class Objects:
             bool(value) if each.length == 1 else None
             for each, value in zip(wanted, read, strict=True)
         ]
+
+    def octets(self, handle: int, kinds: Sequence[int]) -> list[bytes]:
+        """Returns attributes of an object, read by one call.
+
+        One that it does not have, or that is longer than 1,024 bytes, is empty.
+        """
+        buffers = [ctypes.create_string_buffer(_VALUE_BYTES) for _ in kinds]
+        wanted = (_Attribute * len(kinds))(
+            *(
+                _Attribute(kind, ctypes.addressof(buffer), _VALUE_BYTES)
+                for kind, buffer in zip(kinds, buffers, strict=True)
+            )
+        )
+        try:
+            self._call(
+                *("C_GetAttributeValue", self._read, handle),
+                *(ctypes.addressof(wanted), len(kinds)),
+            )
+        except CryptokiError as error:
+            if error.value not in _PARTLY_READ:
+                raise
+        return [
+            b"" if each.length == _NOTHING else buffer.raw[: each.length]
+            for each, buffer in zip(wanted, buffers, strict=True)
+        ]
+
+    def generate_pair(
+        self, mechanism: int, public: Mapping[int, bytes], private: Mapping[int, bytes]
+    ) -> tuple[int, int]:
+        """Creates a key pair with these attributes; returns the handles of both keys.
+
+        By one call: python-pkcs11 reads ten attributes of each of them afterwards.
+        """
+        struct, halves = _Mechanism(mechanism, None, 0), (_Template(public), _Template(private))
+        made = (_ULONG * 2)()
+        at = ctypes.addressof(made)
+        self._call(
+            *("C_GenerateKeyPair", self._generate, ctypes.addressof(struct)),
+            *(part for half in halves for part in (half.address, half.length)),
+            *(at, at + ctypes.sizeof(_ULONG)),
+        )
+        return made[0], made[1]
 
     def copy(self, handle: int) -> int:
         """Copies a key as an object of the session; returns the handle of the copy."""

@@ -73,14 +73,14 @@ class Measuring:
     def _make(self, token: Token, algorithm: str, bits: int) -> None:
         """Creates the key that this worker signs with."""
         with token.doing(f"create a session key for {algorithm}"):
-            self._key = self._pair(Algorithm(algorithm), bits).handle
+            self._key = self._pair(Algorithm(algorithm), bits)
 
-    def _pair(self, algorithm: Algorithm, bits: int, *, extractable: bool = False) -> Any:
-        """Returns a private key of the session, as python-pkcs11's object."""
+    def _pair(self, algorithm: Algorithm, bits: int, *, extractable: bool = False) -> int:
+        """Returns the handle of a private key of the session."""
         template = _SESSION | {Attribute.EXTRACTABLE: extractable}
-        session, cka_id = self._token.session, secrets.token_bytes(16)
+        objects, cka_id = self._token.objects, secrets.token_bytes(16)
         return generate_pair(
-            session, algorithm, bits, cka_id, "signer token bench", template=template
+            objects, algorithm, bits, cka_id, "signer token bench", template=template
         )[1]
 
     def _sign(self, token: Token, algorithm: str, at: float, seconds: float) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Measuring:
             )
             token.beat()
             key = self._pair(Algorithm.ES256, 0, extractable=True)
-            blob = token.objects.wrap(mechanism, wrapping.handle, key.handle)
+            blob = token.objects.wrap(mechanism, wrapping.handle, key)
             times = []
             for _ in _rounds(seconds):
                 began = time.perf_counter()

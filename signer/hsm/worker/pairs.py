@@ -1,15 +1,17 @@
 """Key pairs as a token makes them: templates, attributes and public keys."""
 
+import ctypes
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag
+from pkcs11 import Attribute, Mechanism
 
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.hsm.spec import TokenFailure
+from signer.hsm.worker.cryptoki import Objects
 from signer.hsm.worker.token import Token
 
 STRICT = {
@@ -28,12 +30,19 @@ STRICT = {
 MADE_HERE = {Attribute.LOCAL: True, Attribute.NEVER_EXTRACTABLE: True}
 """What the token itself reports of a key that was created in it and never left it."""
 
-# Of each algorithm with a curve, the type of its keys and CKA_EC_PARAMS: the curve's OID in DER.
+_VERIFIES = {Attribute.VERIFY: True, Attribute.ENCRYPT: False, Attribute.WRAP: False}
+"""Attributes of the public key beside it."""
+
+_P256, _P384 = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06052b81040022")
+_ED25519 = bytes.fromhex("06032b6570")
 _CURVES = {
-    Algorithm.ES256: (KeyType.EC, bytes.fromhex("06082a8648ce3d030107")),  # 1.2.840.10045.3.1.7
-    Algorithm.ES384: (KeyType.EC, bytes.fromhex("06052b81040022")),  # 1.3.132.0.34
-    Algorithm.EDDSA: (KeyType.EC_EDWARDS, bytes.fromhex("06032b6570")),  # 1.3.101.112
+    Algorithm.ES256: (Mechanism.EC_KEY_PAIR_GEN, _P256),  # 1.2.840.10045.3.1.7
+    Algorithm.ES384: (Mechanism.EC_KEY_PAIR_GEN, _P384),  # 1.3.132.0.34
+    Algorithm.EDDSA: (Mechanism.EC_EDWARDS_KEY_PAIR_GEN, _ED25519),  # 1.3.101.112
 }
+"""Of each algorithm with a curve: what creates its keys, and CKA_EC_PARAMS, the OID in DER."""
+_EXPONENT = b"\1\0\1"  # of RSA keys: 65537, in the order of CKA_PUBLIC_EXPONENT
+_ULONG_BYTES = ctypes.sizeof(ctypes.c_ulong)
 
 _POINT_BYTES = {Algorithm.ES256: 65, Algorithm.ES384: 97, Algorithm.EDDSA: 32}
 """Lengths of points as modules of PKCS#11 3 may give them: uncompressed, without DER."""
@@ -55,34 +64,37 @@ def mechanism_checked(token: Token, algorithm: Algorithm) -> Iterator[None]:
 
 
 def generate_pair(
-    session: Any,
+    objects: Objects,
     algorithm: Algorithm,
     bits: int,
     cka_id: bytes,
     label: str,
     *,
     template: Mapping[Attribute, bool],
-) -> tuple[Any, Any]:
-    """Creates a key pair whose private key has these attributes; returns public and private key.
+) -> tuple[int, int]:
+    """Creates a key pair whose private key has these attributes; returns both handles.
 
-    Both are objects of the token, or of the session, as the template says. Raises PKCS11Error.
+    The public key's comes first. Both are objects of the token, or of the session, as the template
+    says. Raises CryptokiError.
     """
-    names = {
-        "id": cka_id,
-        "label": label,
-        "store": template[Attribute.TOKEN],
-        "capabilities": MechanismFlag.SIGN | MechanismFlag.VERIFY,
-        "public_template": {Attribute.ENCRYPT: False, Attribute.WRAP: False},
-        "private_template": dict(template),
-    }
+    names = {int(Attribute.ID): cka_id, int(Attribute.LABEL): label.encode()}
+    public = {Attribute.TOKEN: template[Attribute.TOKEN], **_VERIFIES}
     if algorithm in _CURVES:
-        key_type, curve = _CURVES[algorithm]
-        parameters = {Attribute.EC_PARAMS: curve}
-        domain = session.create_domain_parameters(key_type, parameters, local=True)
-        public, private = domain.generate_keypair(**names)
+        mechanism, curve = _CURVES[algorithm]
+        kind = {int(Attribute.EC_PARAMS): curve}
     else:
-        public, private = session.generate_keypair(KeyType.RSA, bits, **names)
-    return public, private
+        mechanism = Mechanism.RSA_PKCS_KEY_PAIR_GEN
+        kind = {
+            int(Attribute.MODULUS_BITS): bits.to_bytes(_ULONG_BYTES, sys.byteorder),
+            int(Attribute.PUBLIC_EXPONENT): _EXPONENT,
+        }
+    return objects.generate_pair(
+        int(mechanism), names | _packed(public) | kind, names | _packed(template)
+    )
+
+
+def _packed(flags: Mapping[Attribute, bool]) -> dict[int, bytes]:
+    return {int(attribute): bytes((value,)) for attribute, value in flags.items()}
 
 
 def wrong_attributes(token: Token, handle: int, wanted: Mapping[Attribute, bool]) -> list[str]:
@@ -95,14 +107,16 @@ def wrong_attributes(token: Token, handle: int, wanted: Mapping[Attribute, bool]
     return [attribute.name for (attribute, value), read in pairs if read is not value]
 
 
-def public_key(algorithm: Algorithm, public: Any) -> bytes:
-    """Returns the SPKI in DER of a public key on the token.
+def public_key(objects: Objects, algorithm: Algorithm, handle: int) -> bytes:
+    """Returns the SPKI in DER of a public key on the token; one call reads it.
 
-    Raises ValueError if it does not fit the algorithm, and PKCS11Error.
+    Raises ValueError if it does not fit the algorithm, and CryptokiError.
     """
     if algorithm in _CURVES:
-        return spki_of_point(algorithm, public[Attribute.EC_POINT])
-    return spki_of_rsa(public[Attribute.MODULUS], public[Attribute.PUBLIC_EXPONENT])
+        [point] = objects.octets(handle, [int(Attribute.EC_POINT)])
+        return spki_of_point(algorithm, point)
+    numbers = [int(Attribute.MODULUS), int(Attribute.PUBLIC_EXPONENT)]
+    return spki_of_rsa(*objects.octets(handle, numbers))
 
 
 def spki_of_point(algorithm: Algorithm, ec_point: bytes) -> bytes:

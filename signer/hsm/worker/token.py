@@ -58,6 +58,7 @@ _LOST = (
     errors.TokenNotPresent,
     errors.UserNotLoggedIn,
 )
+_FULL = "it is full; destroy unused keys or give it more room, then repeat"
 _BUSY = (errors.DeviceMemory, errors.HostMemory, errors.SessionCount)
 
 
@@ -140,10 +141,12 @@ def doing(label: str, what: str) -> Iterator[None]:
     try:
         yield
     except CryptokiError as error:
+        text = f"token {label} cannot {what}: {error}"
         raise TokenFailure(
             error.failure,
-            f"token {label} cannot {what}: {error}",
-            leave=error.error_class is not ErrorClass.REFUSED,
+            f"{text}: {_FULL}" if error.full else text,
+            leave=error.error_class is not ErrorClass.REFUSED and not error.full,
+            unsupported=error.no_mechanism,
         ) from error
     except PKCS11Error as error:
         raise failure(label, what, error) from error
@@ -156,8 +159,7 @@ def failure(label: str, what: str, error: PKCS11Error) -> TokenFailure:
     """
     text = f"token {label} cannot {what}: {named(error)}"
     if isinstance(error, errors.DeviceMemory):
-        remedy = "it is full; destroy unused keys or give it more room"
-        return TokenFailure(FailureKind.BUSY, f"{text}: {remedy}, then repeat")
+        return TokenFailure(FailureKind.BUSY, f"{text}: {_FULL}")
     kind = FailureKind.MODULE_FATAL
     if isinstance(error, _LOST):
         kind = FailureKind.SESSION_LOST

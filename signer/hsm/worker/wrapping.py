@@ -153,14 +153,13 @@ def _generate_wrapped(
     what = f"create a wrapped {wanted} key"
     with mechanism_checked(token, wanted), token.doing(what):
         mechanism, wraps = _to_wrap(token, bytes.fromhex(wrapping_key))
-        pair = generate_pair(token.session, wanted, bits, identifier, "", template=_TO_WRAP)
+        pair = generate_pair(token.objects, wanted, bits, identifier, "", template=_TO_WRAP)
         try:
-            token.beat()
-            spki = public_key(wanted, pair[0])
-            blob = _wrapped(token, mechanism, wraps, wanted, pair[1].handle)
+            spki = public_key(token.objects, wanted, pair[0])
+            blob = _wrapped(token, mechanism, wraps, wanted, pair[1])
         finally:
             for half in pair:
-                token.objects.destroy(half.handle)
+                token.objects.destroy(half)
         made = _packed(mechanism, wrapping_key, blob)
         _try_out(token, wanted, identifier, made, spki)
     return {"spki": spki.hex(), "blob": blob.hex(), "mechanism": mechanism}
