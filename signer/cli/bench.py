@@ -12,7 +12,10 @@ from signer.cli.options import FILE, json_option
 from signer.cli.output import say
 from signer.client._errors import SignerClientError
 from signer.config.models import load_config
+from signer.config.policy_documents import load_policy
 from signer.errors import OperatorError
+from signer.model import Storage
+from signer.policy.rules import Policy
 from signer.text import count
 from signer.tools.bench.c_loop import CLoop
 from signer.tools.bench.cases import CASES, COMPARISONS, Case, facilities_for
@@ -137,7 +140,7 @@ def bench(
     with ExitStack() as stack:
         ours = stack.enter_context(_ours(directory, slow))
         config = load_config(slow_file(directory) if slow else Path(ours.dev["config"]))
-        cases = wanted if names else _possible(ours, wanted)
+        cases = wanted if names else _possible(ours, load_policy(config.policy), wanted)
         rival = stack.enter_context(_rival(other, directory, cases)) if other else None
         loop = CLoop(program, config)
         runner = Bench(ours, config, loop, tool, rounds=rounds, seconds=seconds, rival=rival)
@@ -197,13 +200,15 @@ def _measure(
     return rows, failed
 
 
-def _possible(ours: Contender, cases: list[Case]) -> list[Case]:
+def _possible(ours: Contender, policy: Policy, cases: list[Case]) -> list[Case]:
     """Returns the cases for whose keys the appliance has facilities; reports the others."""
     possible = []
     for case in cases:
-        missing = ours.missing(case.all_keys)
+        missing, terms = ours.missing(case.all_keys), policy.terms_of(case.keys[0])
         if missing:
             _say(f"{case.name}: left out, {count(len(missing), 'key is', 'keys are')} missing")
+        elif case.wrapped and (terms is None or terms.storage != Storage.WRAPPED):
+            _say(f"{case.name}: left out, the keys are not wrapped (see `signer dev --storage`)")
         else:
             possible.append(case)
     return possible

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 from signer.algorithms import Algorithm
 from signer.model import Format, KeyName
@@ -41,7 +42,9 @@ class Case:
     program that use ``sign_one``.
     ``loop_checks``: the C loop verifies every signature too. ``disturbed``: scrapes, reloads
     and officers' acts go on meanwhile. ``slices``: how many times longer its slices are.
-    ``warm_up``: seconds of load before each of them, longer than a request takes.
+    ``warm_up``: seconds of load before each of them, longer than a request takes. ``uses``: how
+    often each key signs before the first slice. ``wrapped``: no token holds the keys, and the
+    loops sign with ``loop_key``.
     ``never_refused``: a failed request or item misses the goal.
     ``goals``: by field of the row, the minimum of a ratio or the maximum of a cost.
     """
@@ -63,6 +66,9 @@ class Case:
     disturbed: bool = False
     slices: int = 2
     warm_up: float = 0.2
+    uses: int = 0
+    wrapped: bool = False
+    loop_key: KeyName | None = None
     never_refused: bool = True
     goals: Mapping[str, float] = field(default_factory=dict)
 
@@ -70,6 +76,11 @@ class Case:
     def all_keys(self) -> list[KeyName]:
         """Every key that the case needs."""
         return [*self.keys, *(flood.key for flood in self.floods)]
+
+    @property
+    def loop_keys(self) -> Sequence[KeyName]:
+        """The keys with which the C loops sign."""
+        return self.keys if self.loop_key is None else [self.loop_key]
 
     @property
     def connections(self) -> int:
@@ -85,6 +96,7 @@ _RECORDS, _OTHER, _STRICT, _DCC, _DOCUMENTS = (
     KeyName("moh", "documents"),
 )
 _LOAD_KEYS = "l-"
+_USES = 4  # of each wrapped key by two workers: of 16 keys, one is not unwrapped yet in one of them
 
 
 def load_keys(count: int) -> list[KeyName]:
@@ -109,6 +121,14 @@ def _stream(streams: int, window: int) -> Case:
 def _gather(tasks: int) -> Case:
     title = f"{tasks} tasks of one program, sign_one"
     return _single(f"gather-{tasks}", title, tasks, gathers=True)
+
+
+def _wrapped(name: str, title: str, count: int) -> Case:
+    keys = load_keys(count)
+    Random(0).shuffle(keys)  # noqa: S311  the order only has to be none
+    title = f"{title}, one item a call, 16 callers"
+    more = {"keys": keys, "slices": 4, "warm_up": 1.0, "uses": _USES}
+    return _single(name, title, 16, wrapped=True, loop_key=_DCC, **more)
 
 
 def _flood(name: str, title: str, p99_ms: float, *floods: Flood, **more: object) -> Case:
@@ -188,10 +208,13 @@ CASES: Sequence[Case] = (
         "keys-10000", "10,000 keys in turn, 4 x 100", Format.MESSAGE, ES256, load_keys(10_000),
         batch=100,
     ),
+    _wrapped("wrapped-1", "one wrapped key", 1),
+    _wrapped("wrapped-15000", "15,000 wrapped keys at random", 15_000),
 )  # fmt: skip
 
 COMPARISONS: Sequence[tuple[str, str, float]] = (
     ("keys-10000", "keys-10", 0.9),
+    ("wrapped-15000", "wrapped-1", 0.9),
     ("gather-16", "single-16", 3),
     ("gather-64", "single-16", 6),
     ("gather-256", "single-16", 12),

@@ -85,6 +85,13 @@ class LoadedContender:
                 stack.enter_context(disturbing)
             yield cls(case, contender, measured, floods, disturbing)
 
+    def use_keys(self) -> None:
+        """Signs until each key has been used as often as the case wants it before a slice."""
+        left = self._case.uses * len(self._case.keys)
+        while left > 0:
+            self._measured.begin()
+            left -= max(1, self._measured.finish().items)
+
     def slice(self) -> Slice:
         """Measures one slice."""
         capacity = self._capacity()

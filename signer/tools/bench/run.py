@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from signer.config.models import Config
 from signer.config.policy_documents import load_policy
@@ -14,6 +14,8 @@ from signer.tools.bench.cases import Case
 from signer.tools.bench.contenders import Contender, LoadedContender
 from signer.tools.bench.figures import CaseRow, Round, Slice, compared, row_of
 from signer.tools.bench.load import LoadTool
+
+T = TypeVar("T")
 
 _FEWEST_ROUNDS = 3
 _MODES: tuple[Mode, ...] = ("plain", "best")
@@ -61,8 +63,8 @@ class Bench:
     def run(self, case: Case, report: Callable[[str], None]) -> CaseRow:
         """Measures one case; ``report`` is called with a line of text. Raises OperatorError."""
         terms = self._policy.terms_of(case.keys[0])
-        ids = cka_ids(self._config, case.keys)
-        if self._ours.missing(case.all_keys) or terms is None or len(ids) < len(case.keys):
+        ids = cka_ids(self._config, case.loop_keys)
+        if self._ours.missing(case.all_keys) or terms is None or len(ids) < len(case.loop_keys):
             raise OperatorError(
                 f"case {case.name} needs keys that this appliance does not have, such as"
                 f" {case.keys[0]}: create them with `signer dev init DIR --facilities N`"
@@ -103,6 +105,8 @@ class Bench:
             if self._rival is not None:
                 contender = self._rival.contender
                 theirs = _Optional(lambda: stack.enter_context(self._loaded(case, contender)))
+            ours.use_keys()
+            theirs.use_keys()
             rounds = []
             for number in range(rounds_of(case, self._rounds)):
                 turns: dict[str, Callable[[], Any]] = {
@@ -119,7 +123,7 @@ class Bench:
     def _running(
         self, mode: Mode, case: Case, ids: Sequence[bytes]
     ) -> AbstractContextManager[RunningLoop]:
-        public_key = Path(self._ours.public_key(str(case.keys[0])))
+        public_key = Path(self._ours.public_key(str(case.loop_keys[0])))
         return self._loop.running(
             mode,
             case.algorithm,
@@ -144,12 +148,19 @@ class _Optional:
         except OperatorError as error:
             self.problem = str(error)
 
+    def use_keys(self) -> None:
+        """Signs before the first slice, if there is something to measure."""
+        self._attempt(lambda loaded: loaded.use_keys())
+
     def slice(self) -> Slice | None:
         """Measures a slice; None if there is nothing to measure."""
+        return self._attempt(lambda loaded: loaded.slice())
+
+    def _attempt(self, act: Callable[[LoadedContender], T]) -> T | None:
         if self._loaded is None or self.problem is not None:
             return None
         try:
-            return self._loaded.slice()
+            return act(self._loaded)
         except OperatorError as error:
             self.problem = str(error)
             return None

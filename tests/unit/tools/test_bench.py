@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -350,6 +351,17 @@ def test_an_overload_asks_for_so_many_times_what_was_possible_just_before() -> N
     assert any(
         "0.95 of the capacity was answered" in line for line in table([(case, found)]).splitlines()
     )
+
+
+def test_each_key_is_used_before_the_first_slice() -> None:
+    case, client = replace(BY_NAME["wrapped-1"], keys=load_keys(2000), uses=4), Scripted()
+    measuring: Any = client
+    contender: Any = SimpleNamespace(front_cpu=lambda: 0.0)
+    LoadedContender(case, contender, measuring, [], None).use_keys()
+    assert client.paces == [None] * 3, "3,800 items each"
+    assert [str(key) for key in case.loop_keys] == ["facilities/moh/keys/dcc"]
+    assert BY_NAME["single-1"].loop_keys == BY_NAME["single-1"].keys
+    assert {*BY_NAME["wrapped-15000"].keys} == {*load_keys(15_000)}
 
 
 def test_calls_come_at_their_pace_whatever_becomes_of_those_before() -> None:
