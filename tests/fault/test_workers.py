@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ from signer.audit.format.segments import list_segments
 from signer.audit.read.reader import Reader
 from tests.daemon import Daemon, kill_workers, until
 from tests.fault.daemon import Load
+from tests.fault.shim import Action, Shim
 
 pytestmark = pytest.mark.usefixtures("two_workers")
 
@@ -117,17 +120,33 @@ def test_workers_of_a_killed_daemon_leave(daemon: Daemon) -> None:
     assert daemon.sign() == {"ok": 3}
 
 
+def left(daemon: Daemon, workers: int) -> bool:
+    """Whether so many workers have ended."""
+    return daemon.metric("signer_worker_restarts_total") == workers
+
+
 @pytest.mark.torture
-@pytest.mark.parametrize("times", [30])
-def test_many_kills_in_a_row(daemon: Daemon, times: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "times"), [("kill", 80), (Action.ABORT, 60), (Action.SEGFAULT, 60)]
+)
+def test_many_deaths_in_a_row(
+    daemon: Daemon, shim_module: Path, shim: Shim, how: str | Action, times: int
+) -> None:
+    """Of one of two workers: by kill -9 at any moment, or by its module while it signs."""
+    daemon.configure(token={"module": str(shim_module), "environment": shim.environment})
     daemon.start()
     with Load(daemon, callers=4, items=400) as load:
         for number in range(times):
-            workers = daemon.workers()
-            kill_workers(daemon.folder, workers[number % len(workers)])
-            load.more(3)
-            until(lambda: len(daemon.workers()) == 2, "the worker is replaced")
             until(lambda: daemon.metric("signer_workers", state="serving") == 2, "both serve")
+            if isinstance(how, Action):
+                rule = shim.on("C_Sign", times=1, action=how)
+                until(partial(getattr, rule, "spent"), "one of them dies")
+                shim.clear()
+            else:
+                workers = daemon.workers()
+                kill_workers(daemon.folder, workers[number % len(workers)])
+            load.more(3)
+            until(partial(left, daemon, number + 1), "the worker is replaced")
     assert load.ends.keys() - {"wrong"} == {"ok"}
     assert load.ends["wrong"] == 0
     assert set(load.calls) == {"ok"}
