@@ -208,7 +208,8 @@ class WrappedKey(NamedTuple):
     """The private key of a version, wrapped by a wrapping key of the HSM.
 
     ``sha256`` is that of the blob as the registry has it, ``wrapping_key`` the id of the wrapping
-    key, which the tokens with the labels ``tokens`` hold.
+    key, which the tokens with the labels ``tokens`` hold. ``proof`` is what the key has signed
+    when it was wrapped anew, empty if it was not (``signer.officers.possession``).
     """
 
     blob: bytes
@@ -216,6 +217,7 @@ class WrappedKey(NamedTuple):
     mechanism: WrapMechanism
     wrapping_key: str
     tokens: tuple[str, ...] = ()
+    proof: bytes = b""
 
 
 class WrappingKey(NamedTuple):

@@ -54,6 +54,7 @@ from signer.model import (
 )
 
 MAX_BLOB = 8192  # bytes of a wrapped key, which goes to workers in frames
+MAX_PROOF = 512  # bytes of a signature: that of an RSA key of 4096 bits
 SHA256_BYTES = 32
 _MAX_NUMBER = 999_999_999  # of a version: its name has at most nine digits
 MOST_WRITES = 1 << 32
@@ -120,6 +121,10 @@ def read_head(rows: Iterable[Row], most: int = MOST) -> Head:
 
 def _short(row: Row, column: str) -> str:
     return text(row, column, 64)
+
+
+def _proof(row: Row, column: str) -> bytes:
+    return octets(row, column, MAX_PROOF)
 
 
 def read_versions(
@@ -211,6 +216,7 @@ def _wrapped(
                 one_of(row, "mechanism", WrapMechanism),
                 wrapping_key,
                 on.get(wrapping_key, ()),
+                optional(_proof, row, "proof") or b"",
             )
         except BadValueError as error:
             if version is None:

@@ -6,7 +6,7 @@ and the certificate; deriving them for ten thousand keys would be most of the ti
 
 import sqlalchemy as sa
 
-VERSION = "0005"  # the newest migration: what the tables of this module are
+VERSION = "0006"  # the newest migration: what the tables of this module are
 
 PLACED, REMOVED = "PLACED", "REMOVED"
 """States of a placement; one that was removed stays as a row, so that daemons notice."""
@@ -86,6 +86,8 @@ wrapped_keys = sa.Table(
     sa.Column("wrapping_key", sa.String(36), nullable=False, index=True),
     # The revision that wrote it last: a daemon reads the rows after its own revision.
     sa.Column("revision", sa.BigInteger, nullable=False, index=True),
+    # What the key has signed when it was wrapped anew; see signer.officers.possession.
+    sa.Column("proof", sa.LargeBinary),
 )
 
 # Wrapping keys and the tokens that hold them; the CKA_ID follows from the id.

@@ -9,13 +9,14 @@ what the registry has. A move towards a stop needs no operation: it is obeyed, a
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from signer.errors import OperatorError
 from signer.key_index import KeyIndex
 from signer.keys.registry import RegistryState
 from signer.keys.rows import UnreadableRow
-from signer.model import Act, KeyName, KeyState, KeyVersion, Placement
+from signer.model import Act, KeyName, KeyState, KeyVersion, Placement, parse_key_or_version
 from signer.officers.approval import (
     LATE,
     Officers,
@@ -29,7 +30,7 @@ from signer.officers.keys_record import KeysRecord, VersionRow
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
 from signer.officers.permits import Permit, makes_all_at_once
-from signer.officers.placing import PlacedChanges, judge_placements
+from signer.officers.placing import PlacedChanges, Placing, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
 from signer.officers.standing import Standing, key_of, since_of
 from signer.officers.steps import AccountStep, ActStep, OperationStep
@@ -328,10 +329,16 @@ class _Judging:
     def placements(self) -> None:
         """Judges where the keys of versions are."""
         changed = self._new.keys.changed_since(self._known.state.keys)
-        steps = [step.placing for step in self._steps]
+        steps = [partial(self._placing, step) for step in self._steps]
         self._placements = judge_placements(changed, self._known.placed, self._seen_at, steps)
         self._result.refused += self._placements.refused
         self._result.by_hand += self._placements.by_hand
+
+    def _placing(self, step: AccountStep, version: KeyVersion) -> Placing | None:
+        """Returns what a step does to a version's placements: proven by a key that is its own."""
+        done = step.placing(version)
+        own = (version.key, version.number) not in self._result.unaccounted
+        return done if done is None or own else done._replace(proven=False)
 
     def _seen_at(self, version: KeyVersion) -> int:
         """Returns the revision at which a version is known, -1 if it is not."""
@@ -345,10 +352,20 @@ class _Judging:
             changes = WrappingChanges(places_of(rows))
             changes.used[len(self._steps)] = changes.places
         else:
-            changes = judge_wrapping(rows, known, [step.wrapping for step in self._steps])
+            steps = [partial(step.wrapping, self._accounted) for step in self._steps]
+            changes = judge_wrapping(rows, known, steps)
         self._result.wrapping = changes
         self._result.refused += changes.refused
         self._result.state = self._result.state._replace(wrapping_keys=changes.usable(rows))
+
+    def _accounted(self, name: str) -> KeyVersion | None:
+        """Returns a version by its name, None if it is not there or not accounted for."""
+        try:
+            key, number = parse_key_or_version(name)
+        except ValueError:
+            return None
+        wanted = key, number or 0
+        return None if wanted in self._result.unaccounted else self._new.keys.version(*wanted)
 
     # --- suspensions ---------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from signer.officers.wrapping_standing import WrappingPlace
 from signer.x509 import cose_kid
 
 ADD_PLACEMENT = "add-placement"
+PLACE_WRAPPING_KEY = "place-wrapping-key"
 REWRAP = "rewrap"
 REMOVE_PLACEMENT = "remove-placement"
 MOST_KEYS = 50_000  # of one operation
@@ -140,7 +141,7 @@ class Permit:
         asked = proposal.kind == REWRAP and self.text("from_key") == before.key
         if not asked or not to_key or proposal.proposed_at <= before.since:
             return None
-        return Wrapping(to_key, proposal.proposed_at)
+        return Wrapping(to_key, proposal.proposed_at, proposal.id)
 
     def adds_wrapping(self) -> WrappingPlace | None:
         """Returns the wrapping key that it makes on a token, or lets another token use."""
@@ -148,7 +149,7 @@ class Permit:
         match self.proposal.kind:
             case "create-wrapping-key":
                 return WrappingPlace(self.proposal.id, token)
-            case "place-wrapping-key":
+            case kind if kind == PLACE_WRAPPING_KEY:
                 return WrappingPlace(self.text("wrapping_key"), token)
         return None
 
@@ -340,7 +341,7 @@ _RULES: Mapping[str, PermitRule] = {
     "rotate": PermitRule(_rotate, once=False, steps=3),  # made, certified, activated
     "create-wrapping-key": PermitRule(_nothing),  # of wrapping keys, see Permit.adds_wrapping
     "destroy-wrapping-key": PermitRule(_nothing),
-    "place-wrapping-key": PermitRule(_nothing),
+    PLACE_WRAPPING_KEY: PermitRule(_nothing),
     REWRAP: PermitRule(_nothing, once=False),  # of wrapped keys, see Permit.wraps_anew
     ADD_PLACEMENT: PermitRule(_nothing),  # of placements, see Permit.placement
     REMOVE_PLACEMENT: PermitRule(_nothing),

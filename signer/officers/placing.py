@@ -46,16 +46,17 @@ class Placing(NamedTuple):
     """What an operation does to the placements of a version: the kind that does, and which one.
 
     ``seen`` is the revision at which officers saw the version, None if they did not see it.
+    ``proven``: what it adds, the version's key has signed there.
     """
 
     kind: str
     placement: Placement
     ended: bool
     seen: int | None = None
+    proven: bool = True
 
 
-PlacingStep = Callable[[str], Placing | None]
-"""Takes the name of a version."""
+PlacingStep = Callable[[KeyVersion], Placing | None]
 
 
 def judge_placements(
@@ -69,18 +70,21 @@ def judge_placements(
     ``known`` returns those of a version that are accounted for, ``revision`` the one at which the
     version is known: an operation about an earlier one was refused, or is in the log. The steps
     are followed in their order, and each is recorded: what one has added, a later one may have
-    removed, and neither counts again. One that has not ended has perhaps done nothing yet.
+    removed, and neither counts again. One that has not ended has perhaps done nothing yet; one
+    that could not prove what it was to add, does not account for it.
     """
     changes = PlacedChanges()
     for version in changed:
         name, now = version.name, frozenset(version.other_placements)
         at = set(known(version))
         for number, step in enumerate(steps):
-            if (done := step(name)) is None:
+            if (done := step(version)) is None:
                 continue
             if done.seen is not None and done.seen < revision(version):
                 continue
             removes, placement = done.kind == REMOVE_PLACEMENT, done.placement
+            if not (removes or done.proven):
+                continue
             if (placement in at) == removes and (done.ended or (placement in now) != removes):
                 group = changes.removed if removes else changes.placed
                 group.setdefault(number, []).append((name, placement))

@@ -13,12 +13,13 @@ from signer.errors import OperatorError
 from signer.keys import lifecycle
 from signer.model import Act, KeyVersion, Scope, Suspension
 from signer.officers.kinds.base import Details, OperationKind, Pair
-from signer.officers.permits import Asked, Permit
+from signer.officers.permits import PLACE_WRAPPING_KEY, Asked, Permit
 from signer.officers.placing import Placing
+from signer.officers.possession import claim_of_placement, claim_of_wrapping_key, proves
 from signer.officers.standing import FlagKey, Standing, bare_hash, since_of, standing_of
 from signer.officers.store import StoredOperation
 from signer.officers.wrapped import Wrapping
-from signer.officers.wrapping_standing import WrappingChange
+from signer.officers.wrapping_standing import WrappingChange, WrappingPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,14 @@ class OperationStep:
             if self._fits(before, after, version):
                 yield after._replace(revision=-1 if revision is None else revision)
 
-    def placing(self, version: str) -> Placing | None:
+    def placing(self, version: KeyVersion) -> Placing | None:
         """Returns which placement of a version it adds or removes; see Permit."""
-        if (done := self.permit.placement(version)) is None:
+        if (done := self.permit.placement(version.name)) is None:
             return None
         ended = self.stored.ended_revision is not None
-        return Placing(*done, ended, self.permit.seen(version))
+        claim = claim_of_placement(self.stored.id, version.name, done[1])
+        proven = proves(version, claim, self.stored.proof)
+        return Placing(*done, ended, self.permit.seen(version.name), proven)
 
     def leaves(self, key: FlagKey, flag: Suspension | None) -> Suspension | None:
         """Returns a suspension as the operation leaves it: None if it lifts it."""
@@ -62,12 +65,26 @@ class OperationStep:
         """Returns what wraps a key anew that was wrapped so before."""
         return self.permit.wraps_anew(before)
 
-    def wrapping(self) -> WrappingChange | None:
-        """Returns what it does to wrapping keys; see Permit."""
+    def wrapping(self, version: Callable[[str], KeyVersion | None]) -> WrappingChange | None:
+        """Returns what it does to wrapping keys; see Permit.
+
+        ``version`` returns one that is accounted for, by its name.
+        """
         adds, ends = self.permit.adds_wrapping(), self.permit.ends_wrapping()
+        if adds is not None and not self._holds(adds, version):
+            adds = None
         if adds is None and not ends:
             return None
         return WrappingChange(adds, ends, ended=self.stored.ended_revision is not None)
+
+    def _holds(self, place: WrappingPlace, version: Callable[[str], KeyVersion | None]) -> bool:
+        """Whether a further token has proven that it holds a wrapping key."""
+        if self.permit.proposal.kind != PLACE_WRAPPING_KEY:
+            return True
+        name = str((self.stored.result or {}).get("key_version"))
+        tried = version(name)
+        claim = claim_of_wrapping_key(self.stored.id, name, *place)
+        return tried is not None and proves(tried, claim, self.stored.proof)
 
     def _fits(self, before: Standing | None, after: Standing, version: KeyVersion) -> bool:
         """Whether what only the registry's row shows is as the operation asked for it."""
@@ -106,7 +123,7 @@ class ActStep:
         with suppress(OperatorError):
             yield before.moved(move, self.act.at)._replace(revision=self.revision)
 
-    def placing(self, version: str) -> None:
+    def placing(self, version: KeyVersion) -> None:
         """Returns None: one officer alone places nothing."""
         del version
 
@@ -130,8 +147,9 @@ class ActStep:
         """Returns None: one officer alone wraps nothing."""
         del before
 
-    def wrapping(self) -> None:
+    def wrapping(self, version: Callable[[str], KeyVersion | None]) -> None:
         """Returns None: one officer alone makes and destroys no wrapping key."""
+        del version
 
 
 AccountStep = OperationStep | ActStep

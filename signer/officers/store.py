@@ -60,6 +60,7 @@ _UNCHANGED = (
 _BEGUN = (*UNFINISHED, OperationState.WAITING, OperationState.FAILED)
 _LAST = (1 << 63) - 1
 _CHANGES = "changes"  # the member of a stored result, and the field, with these lines
+PROOF = "proof"  # the member of a result with what a key has signed, in hex
 
 # Built once: to build a statement takes SQLAlchemy longer than SQLite to answer it.
 _FIND = sa.select(*raw(operations)).where(operations.c.id == sa.bindparam("identity"))
@@ -109,6 +110,15 @@ class StoredOperation:
         if self.state in ENDED and not self.recorded:
             return OperationState.EXECUTING
         return self.state
+
+    @property
+    def proof(self) -> bytes:
+        """What a key has signed to show that it is where it was placed; empty without it."""
+        said = (self.result or {}).get(PROOF)
+        try:
+            return bytes.fromhex(said) if isinstance(said, str) else b""
+        except ValueError:
+            return b""
 
     @property
     def signers(self) -> frozenset[str]:

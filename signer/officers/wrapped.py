@@ -15,6 +15,7 @@ from signer import cbor
 from signer.audit.format.record import RecordError, Value
 from signer.model import KeyState, KeyVersion
 from signer.officers.packing import HASH, hash_of_name, place_of, rows_in
+from signer.officers.possession import claim_of_wrapped, proves
 from signer.x509 import is_canonical
 
 _ENTRY = struct.Struct(f">{HASH}sH{HASH}s{HASH}s")
@@ -48,10 +49,13 @@ class Wrapping(NamedTuple):
 
     Only operations that were proposed after ``since``, in seconds since the epoch, wrap the key
     anew: otherwise two that were done, there and back, would account for any wrapped bytes.
+    ``operation`` is the one that has wrapped it anew, if that is known; empty for the one that made
+    the key.
     """
 
     key: str
     since: int
+    operation: str = ""
 
 
 class WrappedRow(NamedTuple):
@@ -203,24 +207,37 @@ def steps_to(
         return None
     if (known is None and not new) or (known is not None and known.pin != row.pin):
         return None
-    return _path(row, known, place_of(version.cka_id), steps)
+    return _path(version, row, known, steps)
 
 
 def _path(
-    row: WrappedRow, known: WrappedStanding | None, place: bytes, steps: Sequence[WrappingStep]
+    version: KeyVersion,
+    row: WrappedRow,
+    known: WrappedStanding | None,
+    steps: Sequence[WrappingStep],
 ) -> list[tuple[int, WrappedRow]] | None:
-    """Returns the steps that lead to a row, None if they do not.
+    """Returns the steps that lead to a version's row, None if they do not.
 
-    Of a key that was wrapped anew since, the first wrapped bytes are not known.
+    Of a key that was wrapped anew since, the first wrapped bytes are not known. An operation that
+    wraps anew accounts for no other bytes than those with which the key itself has signed that.
     """
     path: list[tuple[int, WrappedRow]] = []
+    place = place_of(version.cka_id)
     at = None if known is None else known.wrapping
     for number, step in enumerate(steps):
         after = step.wrapped_with(place) if at is None else step.wraps_anew(at)
         if after is None:
             continue
         at = after
-        if at.key == row.wrapping_key:
+        if at.key == row.wrapping_key and _proven(version, at):
             return [*path, (number, row)]
         path.append((number, row._replace(wrapping_key=at.key, sha256=b"")))
     return None
+
+
+def _proven(version: KeyVersion, by: Wrapping) -> bool:
+    """Returns whether a version's key has signed that an operation wrapped it so."""
+    wrapped = version.wrapped
+    if wrapped is None or not by.operation:
+        return wrapped is not None
+    return proves(version, claim_of_wrapped(by.operation, version.name, wrapped), wrapped.proof)

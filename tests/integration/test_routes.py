@@ -28,7 +28,7 @@ ADDED = {
     ),
     "wrapped keys": (
         *("officers/kinds/storing.py", "officers/packing.py", "officers/wrapped.py"),
-        "officers/wrapping_standing.py",
+        *("officers/wrapping_standing.py", "officers/possession.py"),
     ),
     "nothing is served that the log does not account for": (
         *("daemon/accounts.py", "keys/rows.py", "keys/writing.py", "officers/accounting.py"),

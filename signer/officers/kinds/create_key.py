@@ -1,6 +1,5 @@
 """The kinds create-key and new-version, and what all kinds that create keys share."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from signer import __version__
-from signer.algorithms import PROPERTIES, Algorithm
+from signer.algorithms import Algorithm
 from signer.distinguished_name import parse_name
 from signer.errors import OperatorError
 from signer.keys import lifecycle
@@ -34,6 +33,7 @@ from signer.officers.kinds.storing import (
     storage_problems,
     wrapping_key_for,
 )
+from signer.officers.possession import signed_form
 from signer.policy.rules import Terms
 from signer.text import count
 from signer.x509 import fingerprint
@@ -218,15 +218,18 @@ def make(
     return version
 
 
-def try_out(admin: TokenAdmin, version: KeyVersion, cka_id: bytes | None = None) -> None:
-    """Signs once; the worker checks the signature with the pin. Raises OperatorError.
+def try_out(
+    admin: TokenAdmin, version: KeyVersion, cka_id: bytes | None = None, says: bytes = _TEST
+) -> bytes:
+    """Signs once and returns the signature; the worker checks it with the pin.
 
-    ``cka_id`` is that of the key on the token, by default where the version was made.
+    ``cka_id`` is that of the key on the token, by default where the version was made; ``says`` is
+    what it signs. Raises OperatorError.
     """
-    name = PROPERTIES[version.algorithm].hash_name
-    data = hashlib.new(name, _TEST).digest() if name else _TEST
-    identifier = cka_id or version.cka_id
-    admin.sign(version.algorithm, identifier, version.spki, [data], version.wrapped)
+    algorithm, identifier = version.algorithm, cka_id or version.cka_id
+    data = [signed_form(algorithm, says)]
+    [signature] = admin.sign(algorithm, identifier, version.spki, data, version.wrapped)
+    return signature
 
 
 def save_made(

@@ -16,6 +16,8 @@ from signer.officers.kinds.base import Details, Effects, OperationKind, Work
 from signer.officers.kinds.create_key import try_out
 from signer.officers.kinds.operation_context import OperationContext, basis_problems
 from signer.officers.permits import ADD_PLACEMENT, REMOVE_PLACEMENT
+from signer.officers.possession import claim_of_placement
+from signer.officers.store import PROOF
 
 _CKA_ID = re.compile("([0-9a-f]{2}){1,255}")
 _KEPT_SECRET = {"sensitive": True, "extractable": False}
@@ -74,8 +76,9 @@ class AddPlacementKind(OperationKind[PlacementDetails]):
 
     def execute(self, details: PlacementDetails, work: Work) -> Effects:
         version, placement = work.context.version(details.version), details.placement
+        claim = claim_of_placement(work.id, version.name, placement)
         with work.admin(placement.token) as admin:
-            try_out(admin, version, placement.cka_id)
+            proof = try_out(admin, version, placement.cka_id, claim)
             attributes = admin.attributes(placement.cka_id)
             described = admin.describe()
         wrong = [name for name, value in _KEPT_SECRET.items() if attributes.get(name) is not value]
@@ -84,7 +87,12 @@ class AddPlacementKind(OperationKind[PlacementDetails]):
                 f"token {placement.token} holds the key of {version.name} with another value of"
                 f" {', '.join(wrong)}: copy it so that it is sensitive and not extractable"
             )
-        result = {**_result(version, placement), "token": described, "attributes": attributes}
+        result = {
+            **_result(version, placement),
+            "token": described,
+            "attributes": attributes,
+            PROOF: proof.hex(),
+        }
         return Effects(placed=[(version, placement)], result=result)
 
 

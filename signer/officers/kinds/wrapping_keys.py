@@ -6,6 +6,7 @@ one is created, what the old one has wrapped is wrapped anew, and the old one is
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from signer.errors import OperatorError
@@ -15,7 +16,9 @@ from signer.model import KeyVersion, WrappedKey, WrappingKey, wrapping_cka_id
 from signer.officers.kinds.base import Details, Effects, OperationKind, Work, shortened
 from signer.officers.kinds.create_key import try_out
 from signer.officers.kinds.operation_context import OperationContext
-from signer.officers.permits import REWRAP
+from signer.officers.permits import PLACE_WRAPPING_KEY, REWRAP
+from signer.officers.possession import claim_of_wrapped, claim_of_wrapping_key
+from signer.officers.store import PROOF
 from signer.text import count
 
 BATCH = 50  # keys of one transaction
@@ -74,7 +77,7 @@ class PlaceWrappingKey(Details):
 class PlaceWrappingKeyKind(OperationKind[PlaceWrappingKey]):
     """Lets another token sign with what a wrapping key has wrapped, once it has done that."""
 
-    name = "place-wrapping-key"
+    name = PLACE_WRAPPING_KEY
     details = PlaceWrappingKey
 
     def problems(self, details: PlaceWrappingKey, context: OperationContext) -> list[str]:
@@ -103,13 +106,14 @@ class PlaceWrappingKeyKind(OperationKind[PlaceWrappingKey]):
         keys = [v for v in wrapped_by(identity, context) if v.name not in context.unaccounted]
         if not keys:
             raise OperatorError("no key that the log accounts for is wrapped by it: nothing to try")
+        claim = claim_of_wrapping_key(work.id, keys[0].name, identity, details.token)
         with work.admin(details.token) as admin:
-            try_out(admin, keys[0])
+            proof = try_out(admin, keys[0], says=claim)
         first = min(key.created for key in context.state.wrapping_keys if key.id == identity)
         placed = WrappingKey(identity, details.token, first)
-        return Effects(
-            wrapping_keys=[placed], result={"wrapping_key": identity, "token": details.token}
-        )
+        result = {"wrapping_key": identity, "token": details.token}
+        result |= {"key_version": keys[0].name, PROOF: proof.hex()}
+        return Effects(wrapping_keys=[placed], result=result)
 
 
 class Rewrap(Details):
@@ -184,12 +188,14 @@ class RewrapKind(OperationKind[Rewrap]):
 
 
 def _anew(version: KeyVersion, details: Rewrap, admin: TokenAdmin, work: Work) -> WrappedKey:
-    """Wraps the key of a version anew; raises StoppedError and OperatorError."""
+    """Wraps the key of a version anew, and has it sign that; raises StoppedError, OperatorError."""
     work.check_running()
     if (before := version.wrapped) is None:
         raise OperatorError(f"{version.name} is not wrapped")
     of_key = version.algorithm, version.cka_id, version.spki
-    return admin.wrap_anew(*of_key, before, details.to_key)
+    made = admin.wrap_anew(*of_key, before, details.to_key)
+    claim = claim_of_wrapped(work.id, version.name, made)
+    return made._replace(proof=try_out(admin, replace(version, wrapped=made), says=claim))
 
 
 def _save(part: Sequence[tuple[KeyVersion, WrappedKey]], work: Work) -> None:

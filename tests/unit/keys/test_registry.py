@@ -87,7 +87,9 @@ def test_every_part_of_a_version_survives(registry: Registry) -> None:
         came_from=KeyState.DEACTIVATED,
         other_placements=(Placement("other", b"\0\xff"),),
         request="-----BEGIN CERTIFICATE REQUEST-----\nà\n",
-        wrapped=WrappedKey(b"\0\xff", b"\1\xff", WrapMechanism.AES_KEY_WRAP_PAD, "w", ("t", "u")),
+        wrapped=WrappedKey(
+            b"\0\xff", b"\1\xff", WrapMechanism.AES_KEY_WRAP_PAD, "w", ("t", "u"), b"\2\xff"
+        ),
     )
     assert None not in [getattr(version, field.name) for field in fields(version)]
     of_versions = {column.name for column in key_versions.c} - {"id", "key_id"}

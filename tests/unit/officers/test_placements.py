@@ -1,5 +1,6 @@
 """Which tokens may sign with a version: added and removed by operations, and by nothing else."""
 
+import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from signer.events import Unaccounted
 from signer.keys import schema
 from signer.model import KeyVersion, Placement
 from signer.officers.change_check import ChangeFold, ChangePart
+from signer.officers.kinds.create_key import try_out
 from signer.officers.offline_check import ApprovalFold
+from signer.officers.possession import claim_of_placement
 from signer.officers.records import ApprovedOperation
 from signer.officers.standing_fold import StandingFold
-from signer.officers.store import OperationState
+from signer.officers.store import PROOF, OperationState
 from tests.unit.officers.opstage import CLINIC, Stage
 from tests.unit.officers.people import A
 from tests.unit.officers.softtoken import Crash, SoftToken
@@ -122,12 +125,14 @@ def test_what_the_token_does_not_prove_is_not_placed(
     assert placements(stage) == stage.version(ONE).other_placements == ()
 
 
-def said_to_be_done(stage: Stage, operation: str, *, placed: bool) -> None:
+def said_to_be_done(stage: Stage, operation: str, *, placed: bool, proof: str = "") -> None:
     """Somebody writes by hand that an operation is done, and what it was to do."""
     version = stage.version(ONE)
+    result = json.dumps({PROOF: proof})
     with stage.registry.writing() as write:
         row = sa.update(schema.operations).where(schema.operations.c.id == operation)
-        write.connection.execute(row.values(state="DONE", ended_revision=write.revision))
+        done = {"state": "DONE", "ended_revision": write.revision, "result": result}
+        write.connection.execute(row.values(done))
         if placed:
             write.place(version, Placement("other", version.cka_id))
     stage.serving.follow()
@@ -164,6 +169,60 @@ def test_an_operation_about_an_earlier_revision_does_nothing_on_another_applianc
     assert placements(stage) == ()
     assert any("its placement on token other" in text for text in stage.serving.refused)
     forget_alarm(stage)
+
+
+@pytest.mark.parametrize("proof", ["", "none", "00" * 64, "of another text"])
+def test_a_failed_operation_does_nothing_on_another_appliance(
+    stage: Stage, other: SoftToken, proof: str
+) -> None:
+    """Its log does not have that the operation failed; nothing has changed since."""
+    other.extractable = True
+    before = list(stage.log.records)
+    failed = stage.do("add-placement", version=ONE, token="other")
+    if proof == "of another text":
+        version = stage.version(ONE)
+        proof = try_out(stage.token, version, says=b"any message").hex()
+    said_to_be_done(stage, failed.id, placed=True, proof=proof)
+    for records in (before, stage.log.records):
+        stage.start_with(list(records))
+        assert placements(stage) == ()
+        assert any("its placement on token other" in text for text in stage.serving.refused)
+    forget_alarm(stage)
+
+
+def test_a_proof_by_a_key_that_was_exchanged_for_a_moment_does_not_count(
+    stage: Stage, other: SoftToken
+) -> None:
+    other.extractable = True
+    before, version = list(stage.log.records), stage.version(ONE)
+    failed = stage.do("add-placement", version=ONE, token="other")
+    stage.start_with(before)
+    stranger = SoftToken(stage.fate)
+    spki = stranger.generate(version.algorithm, 0, version.cka_id, "strange")
+    claim = claim_of_placement(failed.id, ONE, Placement("other", version.cka_id))
+    proof = try_out(stranger, replace(version, spki=spki), says=claim).hex()
+    for each in (spki, version.spki):
+        with stage.registry.writing() as write:
+            row = sa.update(schema.key_versions).values(spki=each, revision=write.revision)
+            write.connection.execute(row.where(schema.key_versions.c.cka_id == version.cka_id))
+        said_to_be_done(stage, failed.id, placed=each == spki, proof=proof)
+    for _ in range(2):
+        assert placements(stage) == ()
+        assert any("its placement on token other" in text for text in stage.serving.refused)
+        stage.start()
+    assert stage.states(CLINIC) == ["ACTIVE"]
+    forget_alarm(stage)
+
+
+def test_an_appliance_that_was_away_uses_what_the_key_has_proven(
+    stage: Stage, other: SoftToken
+) -> None:
+    del other
+    before = list(stage.log.records)
+    stage.done("add-placement", version=ONE, token="other")
+    stage.start_with(before)
+    assert placements(stage) == (Placement("other", stage.version(ONE).cka_id),)
+    assert (stage.serving.reason, problems(stage)) == ("", ())
 
 
 def test_a_failed_operation_that_is_retried_counts(stage: Stage, other: SoftToken) -> None:

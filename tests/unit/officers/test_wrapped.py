@@ -1,6 +1,7 @@
 """Which wrapped keys are served: what operations have made, and nothing else."""
 
 import hashlib
+import json
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from signer.audit.format.record import RecordKind
 from signer.events import Unaccounted
 from signer.keys import schema
-from signer.model import KeyVersion, WrapMechanism, WrappedKey
+from signer.model import KeyVersion, WrapMechanism, WrappedKey, WrappingKey
 from signer.officers.change_check import ChangeFold, ChangePart
 from signer.officers.kinds import wrapping_keys as kinds
+from signer.officers.kinds.create_key import try_out
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.packing import place_of
 from signer.officers.standing_fold import StandingFold
@@ -308,6 +310,39 @@ def test_another_token_that_has_the_wrapping_key_signs_once_it_was_tried(stored:
     assert problems(stored) == ()
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_token_that_did_not_prove_that_it_holds_a_wrapping_key_is_not_used(
+    stored: Stage, away: bool
+) -> None:
+    """Also on an appliance whose log does not have that the operation failed."""
+    [first] = wrapping_keys(stored)
+    other = stored.add_token("other")
+    before = list(stored.log.records)
+    failed = stored.do("place-wrapping-key", wrapping_key=first, token="other")
+    assert failed.state is OperationState.FAILED
+    created = stored.registry.state().wrapping_keys[0].created
+    with stored.registry.writing() as write:
+        write.add_wrapping_key(WrappingKey(first, "other", created))
+    said = try_out(stored.token, stored.version(ONE), says=b"any message")
+    said_to_end_now(stored, "place-wrapping-key", key_version=ONE, proof=said.hex())
+    if away:
+        stored.start_with(before)
+    else:
+        stored.serving.follow()
+    assert tokens(stored) == ("soft",)
+    assert any("on token other" in text for text in stored.serving.refused)
+    stored.seen.seen.clear()
+    with stored.registry.writing() as write:
+        of_other = schema.wrapping_keys.c.token == "other"
+        write.connection.execute(sa.delete(schema.wrapping_keys).where(of_other))
+    stored.serving.follow()
+    other.wrapped = dict(stored.token.wrapped)
+    records = list(stored.log.records)
+    stored.done("place-wrapping-key", wrapping_key=first, token="other")
+    stored.start_with(records)
+    assert (tokens(stored), stored.serving.reason) == (("other", "soft"), "")
+
+
 def test_a_key_that_is_set_back_to_the_old_wrapping_key_is_not_served(stored: Stage) -> None:
     [first] = wrapping_keys(stored)
     before = stored.version(ONE).wrapped
@@ -319,11 +354,12 @@ def test_a_key_that_is_set_back_to_the_old_wrapping_key_is_not_served(stored: St
     stored.seen.seen.clear()
 
 
-def said_to_end_now(stage: Stage, *kinds: str) -> None:
+def said_to_end_now(stage: Stage, *kinds: str, **result: str) -> None:
     """Somebody writes by hand that operations of these kinds have ended just now."""
+    done = {"state": "DONE", "result": json.dumps(result)}
     with stage.registry.writing() as write:
         row = sa.update(schema.operations).where(schema.operations.c.kind.in_(kinds))
-        write.connection.execute(row.values(state="DONE", ended_revision=write.revision))
+        write.connection.execute(row.values({**done, "ended_revision": write.revision}))
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -368,6 +404,76 @@ def test_an_operation_that_is_proposed_before_another_wraps_nothing_after_it(sto
     assert "propose this one again" in ended.note
     assert served(stored) is not None
     assert problems(stored) == ()
+
+
+def begun(stage: Stage) -> str:
+    """A rewrap that officers have approved, and of which nothing is done; returns its id."""
+    *_, from_key, to_key = wrapping_keys(stage)
+    stage.clock.forward(2)
+    identity = stage.propose("rewrap", from_key=from_key, to_key=to_key).id
+    stage.executor._stopping.set()
+    stage.approve(identity)
+    assert stage.operation(identity).state is OperationState.EXECUTING
+    return identity
+
+
+def row_of(stage: Stage, name: str = ONE) -> dict[str, object]:
+    wrapped = stage.version(name).wrapped
+    assert wrapped is not None
+    return {column: value for column, value in wrapped._asdict().items() if column != "tokens"}
+
+
+def test_an_operation_that_is_under_way_accounts_for_no_other_bytes(stored: Stage) -> None:
+    stored.done("create-wrapping-key")
+    identity, before = begun(stored), row_of(stored)
+    other = {"blob": b"other", "sha256": hashlib.sha256(b"other").digest()}
+    by_hand(stored, **other, wrapping_key=wrapping_keys(stored)[1])
+    assert served(stored) is None
+    assert any(ONE in text for text in stored.serving.refused)
+    by_hand(stored, **before)
+    assert served(stored) is not None
+    stored.start()
+    assert stored.operation(identity).state is OperationState.DONE
+    assert served(stored) is not None
+    assert stored.serving.reason == ""
+    [told] = problems(stored)
+    assert f"{ONE}: no operation accounts for" in told, "auditors are told of it"
+    stored.seen.seen.clear()
+
+
+@pytest.mark.parametrize("of", ["an earlier operation", "another key", "other bytes"])
+def test_a_proof_counts_for_one_operation_one_key_and_these_bytes(stored: Stage, of: str) -> None:
+    stored.key(OTHER)
+    stored.done("create-wrapping-key")
+    first, second = wrapping_keys(stored)
+    stored.clock.forward(2)
+    stored.done("rewrap", from_key=first, to_key=second)
+    earlier, another = row_of(stored), row_of(stored, f"{OTHER}/versions/1")
+    stored.clock.forward(2)
+    stored.done("rewrap", from_key=second, to_key=first)
+    begun(stored)
+    other = {"blob": b"other", "sha256": hashlib.sha256(b"other").digest()}
+    row = another if of == "another key" else earlier | (other if of == "other bytes" else {})
+    by_hand(stored, **row)
+    assert served(stored) is None
+    assert any(ONE in text for text in stored.serving.refused)
+    stored.seen.seen.clear()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_appliance_that_was_away_has_the_key_itself_prove_its_bytes(
+    stored: Stage, changed: bool
+) -> None:
+    before = list(stored.log.records)
+    stored.done("create-wrapping-key")
+    stored.clock.forward(2)
+    stored.done("rewrap", from_key=wrapping_keys(stored)[0])
+    if changed:
+        by_hand(stored, blob=b"other", sha256=hashlib.sha256(b"other").digest())
+    stored.start_with(before)
+    assert (served(stored) is None) is changed
+    assert bool(stored.serving.reason) is changed
+    stored.seen.seen.clear()
 
 
 @pytest.mark.parametrize("points", range(0, 60, 3))
