@@ -5,9 +5,10 @@ Errors say what is wrong in a form that follows "it has", and never quote values
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NoReturn
 
 import cbor2
@@ -128,25 +129,31 @@ def encode_record(value: Any, depth: int) -> bytes:
     return encode(value, lambda whole: _arranged(whole, depth))
 
 
-def record_names(names: Iterable[object]) -> list[str]:
-    """Returns names of a record in the order of their encoding; raises CborError."""
-    return _ascii_names(*names)
+class MapEncoder:
+    """Encodes maps that have the same ``names``, with values of the same kinds.
 
-
-def encode_members(members: Mapping[str, Any], names: Iterable[str], depth: int) -> bytes:
-    """Encodes a map as ``encode_record`` does, when its ``names`` are known in their order.
-
-    Values that hold no others go to the encoder as they are. Raises CborError.
+    What follows from these is found once. Making one raises CborError.
     """
-    arranged = {}
-    for name in names:
-        value = members[name]
-        kind = type(value)
-        if kind in _PLAIN or (kind is int and -MAX_INTEGER - 1 <= value <= MAX_INTEGER):
-            arranged[name] = value
-        else:
-            arranged[name] = _arranged(value, depth - 1)
-    return encode(arranged, as_given)
+
+    __slots__ = ("_depth", "_in_order", "_names", "_nested", "_numbers")
+
+    def __init__(self, names: Sequence[str], kinds: Sequence[type], depth: int) -> None:
+        """``depth`` is that of ``encode_record``; ``kinds`` are in the order of the names."""
+        self._names, self._depth = _ascii_names(*names), depth
+        self._in_order = itemgetter(*self._names)
+        of_kind = list(zip(names, kinds, strict=True))
+        self._numbers = [name for name, kind in of_kind if kind is int]
+        self._nested = [name for name, kind in of_kind if not (kind in _PLAIN or kind is int)]
+
+    def encode(self, members: Mapping[str, Any]) -> bytes:
+        """Encodes a map as ``encode_record`` does; raises CborError."""
+        for name in self._numbers:
+            if not -MAX_INTEGER - 1 <= members[name] <= MAX_INTEGER:
+                raise CborError(_TOO_LARGE)
+        if self._nested:
+            nested = {name: _arranged(members[name], self._depth - 1) for name in self._nested}
+            members = {**members, **nested}
+        return encode(dict(zip(self._names, self._in_order(members), strict=True)), as_given)
 
 
 def decode_record(data: bytes, depth: int) -> Any:
@@ -189,7 +196,7 @@ def _arranged(value: Any, depth: int) -> Any:
     if kind is int:
         if -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
             return value
-        raise CborError("an integer beyond 64 bits")
+        raise CborError(_TOO_LARGE)
     if kind is not dict and kind is not list:  # the kinds that are usual are found quickly
         if isinstance(value, str):  # a StrEnum
             return str(value)
@@ -249,5 +256,6 @@ _STRICT: dict[str, Any] = {
     "strict_hashable_types": True,
     "semantic_decoders": _NoTags(),
 }
+_TOO_LARGE = "an integer beyond 64 bits"
 _PLAIN = frozenset({str, bytes, bool, type(None)})
 _READ = _PLAIN | {int}  # any size: without tags, what is read has 64 bits and a sign

@@ -17,6 +17,10 @@ from signer.model import MAX_BATCH_ITEMS
 
 ITEM_BYTES = 200
 """What an item is expected to add to an answer besides its payload."""
+SLACK_BYTES = 4096
+"""What a call may hold too much: it is given back with its place, not before."""
+SMALL_ITEMS = 8
+"""A request of a stream holds from its begin what its answer takes, with up to so many items."""
 KEPT = 0.25
 """The part of all places that only principals below their share may take."""
 _HINT = 0.1  # seconds after which a refused call may come again
@@ -87,6 +91,8 @@ class Place:
 
     def answered(self, size: int) -> None:
         """Holds the bytes of the answer instead, however many are held already."""
+        if 0 <= self.size - size <= SLACK_BYTES:
+            return
         if size < self.size:
             self._places.release(self._principal, self.size - size)
         else:
@@ -180,7 +186,7 @@ class Places:
         """Takes a place for a call whose message has ``size`` bytes; raises CallError."""
         _check(self._calls, principal, 1, "calls", _CALLS)
         self.check_bytes(principal, size)
-        return self.add(principal, size, firm=False)
+        return self._place(principal, size, firm=False)
 
     async def enter(self, principal: str, size: int, seconds: float) -> Place:
         """Takes a place for a message that was received, with all bytes that it may come to hold.
@@ -217,8 +223,13 @@ class Places:
         """Raises CallError if a principal may not hold so many more bytes."""
         _check(self.bytes, principal, more, "bytes in calls", _BYTES)
 
-    def add(self, principal: str, size: int, *, firm: bool = True) -> Place:
+    def add(self, principal: str, message: int) -> Place:
         """Takes a place whatever is taken already: for a request that a stream has read."""
+        place = self._place(principal, held_by(message, SMALL_ITEMS), firm=True)
+        place.message = message
+        return place
+
+    def _place(self, principal: str, size: int, *, firm: bool) -> Place:
         self._calls.add(principal, 1)
         self.bytes.add(principal, size)
         return Place(self, principal, size, firm=firm)
@@ -231,25 +242,27 @@ class Places:
     def release(self, principal: str, size: int) -> None:
         """Gives bytes back; calls and streams that wait for room go on."""
         self.bytes.add(principal, -size)
-        if (given_back := self._without_room.pop(principal, None)) is not None:
-            given_back.set_result(None)
-        for waiting in [one for one in self._waiting if self._free(one)]:
-            for waiter in self._waiting.pop(waiting):
-                if not waiter.done():  # its stream may have ended
-                    waiter.set_result(None)
+        if self._without_room and (waiter := self._without_room.pop(principal, None)) is not None:
+            waiter.set_result(None)
+        if self._waiting:
+            for waiting in [one for one in self._waiting if self.free(one)]:
+                for waiter in self._waiting.pop(waiting):
+                    if not waiter.done():  # its stream may have ended
+                        waiter.set_result(None)
 
-    async def free(self, principal: str) -> None:
+    async def wait(self, principal: str) -> None:
         """Returns when a principal may take one more place.
 
         It is not kept for the stream that waits here, which may be idle for long: all streams
         of the principal go on, and each may pass the limits by one request.
         """
-        while not self._free(principal):
+        while not self.free(principal):
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(principal, []).append(waiter)
             await waiter
 
-    def _free(self, principal: str) -> bool:
+    def free(self, principal: str) -> bool:
+        """Returns whether a principal may take one more place."""
         return not (self._calls.exceeded(principal, 1) or self.bytes.exceeded(principal, 1))
 
 

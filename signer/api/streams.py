@@ -142,7 +142,8 @@ class Streams:
         while stream.ended is None:
             stream.reading = True
             try:
-                await places.free(stream.principal)
+                if not places.free(stream.principal):
+                    await places.wait(stream.principal)
                 message = await stream.context.read()
             except asyncio.CancelledError:
                 if stream.ended is None:  # the caller has gone

@@ -17,6 +17,8 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any, TypeVar
 
+import cbor2
+
 from signer import cbor
 from signer.audit.format import merkle
 
@@ -43,8 +45,7 @@ LEAF_ITEMS = 16
 """Items in a leaf of a column's tree; the last leaf may have fewer."""
 
 COLUMN_NAMES = frozenset({"count", "width", "root", "leaf_items"})
-_NUMBERED = frozenset({"seq", "time", "kind"})
-_RESERVED = _NUMBERED | COLUMN_NAMES
+_RESERVED = COLUMN_NAMES | {"seq", "time", "kind"}
 
 
 class RecordError(Exception):
@@ -168,7 +169,7 @@ class Record:
 
     def head(self) -> bytes:
         """Returns the head's canonical bytes; raises RecordError."""
-        return _head(self.seq, self.time_us, self.kind, self.fields, _shape(self.column))
+        return _head(self.seq, self.time_us, self.kind, self.fields, _described(self.column))
 
     def body(self) -> bytes:
         """Returns the record's canonical bytes; raises RecordError."""
@@ -192,7 +193,7 @@ def encode(
 
     Raises RecordError for fields that a record cannot hold.
     """
-    head = _head(seq, time_us, kind, fields, _shape(column, root))
+    head = _head(seq, time_us, kind, fields, _described(column, root))
     return _body(head, column), merkle.leaf_hash(head)
 
 
@@ -345,46 +346,50 @@ def _list_of(kind: type, fields: Fields, name: str) -> list[Any]:
 # --- encoding ----------------------------------------------------------------------------------
 
 
-def _shape(column: Column | None, root: bytes | None = None) -> Shape | None:
+def _described(column: Column | None, root: bytes | None = None) -> dict[str, Value]:
+    """Returns what a head says of its column."""
     if column is None:
-        return None
-    return Shape(column.count, column.width, root or column.root(), column.leaf_items)
+        return {}
+    root = root or column.root()
+    named: dict[str, Value] = {"count": column.count, "width": column.width, "root": root}
+    if column.leaf_items > 1:  # version 1 did not say it
+        named["leaf_items"] = column.leaf_items
+    return named
 
 
-def _head(seq: int, time_us: int, kind: RecordKind, fields: Fields, shape: Shape | None) -> bytes:
-    named: dict[str, Value] = {
+def _head(
+    seq: int, time_us: int, kind: RecordKind, fields: Fields, of_column: Mapping[str, Value]
+) -> bytes:
+    members: dict[str, Value] = {
         "seq": count_of(seq, "seq"),
         "time": count_of(time_us, "time"),
         "kind": str(kind),
         **fields,
+        **of_column,
     }
-    of_column: dict[str, Value] = {}
-    if shape is not None:
-        of_column = {"count": shape.count, "width": shape.width, "root": shape.root}
-        if shape.leaf_items > 1:  # version 1 did not say it
-            of_column["leaf_items"] = shape.leaf_items
-        named |= of_column
     try:
-        return cbor.encode_members(named, _in_order(tuple(fields), tuple(of_column)), MAX_DEPTH)
+        encoder = _encoder(tuple(fields), tuple(members), tuple(map(type, members.values())))
+        return encoder.encode(members)
     except cbor.CborError as error:
         raise RecordError(f"a record cannot hold {error}") from None
 
 
 @lru_cache(maxsize=64)
-def _in_order(fields: tuple[object, ...], of_column: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the names of a head in their order: records of a kind have the same fields.
+def _encoder(
+    fields: tuple[object, ...], names: tuple[str, ...], kinds: tuple[type, ...]
+) -> cbor.MapEncoder:
+    """Returns what encodes a head: records of a kind have the same names and kinds of values.
 
     Raises RecordError and CborError.
     """
     if not _RESERVED.isdisjoint(fields):
         raise RecordError("a field has a name that is reserved for the head")
-    return tuple(cbor.record_names((*_NUMBERED, *fields, *of_column)))
+    return cbor.MapEncoder(names, kinds, MAX_DEPTH)
 
 
 def _body(head: bytes, column: Column | None) -> bytes:
-    # An array of two: the head, and the column's items or null (RFC 8949 section 3).
-    items = cbor.byte_string(column.data) if column else b"\xf6"
-    body = b"\x82" + cbor.byte_string(head) + items
+    # An array of two: the head, and the column's items or null.
+    body = cbor2.dumps((head, column.data if column else None))
     if len(body) > MAX_BODY:
         raise RecordError(f"a record of {len(body)} bytes is longer than the limit of {MAX_BODY}")
     return body

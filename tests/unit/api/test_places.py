@@ -83,21 +83,20 @@ def test_the_bounds_hold_and_a_newcomer_is_refused_only_when_all_is_taken(
 
 
 def test_streams_wait_for_a_place_and_an_idle_one_keeps_none() -> None:
-    taken = places(calls=8, of_one=2)
+    taken = places(calls=8, of_one=2, size=20_000, size_of_one=20_000)
 
     async def scenario() -> None:
-        for principal in "aabb":
-            taken.add(principal, 1)
-        waits = [asyncio.ensure_future(taken.free(principal)) for principal in "aaab"]
+        held = {principal: taken.add(principal, 1) for principal in "aabb"}
+        waits = [asyncio.ensure_future(taken.wait(principal)) for principal in "aaab"]
         await asyncio.sleep(0)
         assert not any(wait.done() for wait in waits)
         waits[0].cancel()
-        taken.give_back("a", 1)
+        held["a"].give_back()
         await until(lambda: all(wait.done() for wait in waits[:3]))
         assert not waits[3].done()
-        taken.give_back("b", 1)
+        held["b"].give_back()
         await until(waits[3].done)
-        await taken.free("a")
+        await taken.wait("a")
         assert not taken._waiting
 
     asyncio.run(scenario())
@@ -123,30 +122,30 @@ def test_a_place_holds_the_bytes_of_the_message_and_then_of_the_answer() -> None
 
 def test_a_call_waits_for_the_bytes_of_its_own_principal() -> None:
     """What was received is not thrown away because other calls of the client hold its share."""
-    taken = places(size=2000, size_of_one=500)
+    taken = places(size=40_000, size_of_one=10_000)
 
     async def scenario() -> None:
-        first = await taken.enter("a", 100, 20)
-        assert (first.message, first.size) == (100, 500)  # all that it may come to hold
-        second = asyncio.ensure_future(taken.enter("a", 100, 20))
+        first = await taken.enter("a", 4000, 20)
+        assert (first.message, first.size) == (4000, 10_000)  # all that it may come to hold
+        second = asyncio.ensure_future(taken.enter("a", 4000, 20))
         await asyncio.sleep(0)
         assert not second.done()
-        assert (await taken.enter("b", 100, 20)).size == 500  # others do not wait
-        first.resize(400)
+        assert (await taken.enter("b", 4000, 20)).size == 10_000  # others do not wait
+        first.resize(8000)  # what is left is too little
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not second.done()
         first.give_back()
-        assert (await second).size == 500
+        assert (await second).size == 10_000
         with pytest.raises(CallError) as caught:
-            await taken.enter("a", 100, 0.001)
+            await taken.enter("a", 4000, 0.001)
         assert caught.value.metadata == {"limit": "bytes_in_flight_per_client"}
-        third = asyncio.ensure_future(taken.enter("a", 100, 20))
+        third = asyncio.ensure_future(taken.enter("a", 4000, 20))
         await asyncio.sleep(0)
         third.cancel()
         await asyncio.wait([third])
         assert taken.taken == 2
-        (await second).answered(5)  # a short answer leaves room before it is out
+        (await second).answered(5000)  # a short answer leaves room before it is out
         assert (await taken.enter("a", 1, 20)).message == 1
 
     asyncio.run(scenario())
