@@ -129,8 +129,7 @@ IDENTIFIER = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _KEY_NAME = re.compile(f"facilities/({IDENTIFIER.pattern})/keys/({IDENTIFIER.pattern})")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class KeyName:
+class KeyName(NamedTuple):
     """``facilities/{facility}/keys/{key}``."""
 
     facility: str

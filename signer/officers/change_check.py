@@ -7,7 +7,6 @@ operation lifts that. Pure: a fold over the whole log, in parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 from signer.audit.format.record import (
@@ -109,7 +108,7 @@ class ChangeFold:
         """Returns what is needed of a record that is not about signing; None: nothing."""
         if record.kind is RecordKind.SNAPSHOT:
             said = {name: record.fields[name] for name in _FOLDED if name in record.fields}
-            return replace(record, fields=said)
+            return record._replace(fields=said)
         if record.kind in ChangeFold._TAKEN:
             return record
         return ApprovalFold.relevant(record)

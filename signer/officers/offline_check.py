@@ -18,7 +18,6 @@ import uuid
 from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from hashlib import sha256
 from typing import ClassVar, NamedTuple
 
@@ -501,13 +500,13 @@ class ApprovalFold:
         """
         if record.kind is RecordKind.SNAPSHOT:
             control = record.fields.get("control")
-            return replace(record, fields={} if control is None else {"control": control})
+            return record._replace(fields={} if control is None else {"control": control})
         if record.kind in ApprovalFold._TAKEN:
             return record
         if record.kind is RecordKind.KEYS and record.fields.get("baseline") is True:
             named = {name: record.fields.get(name) for name in ("baseline", "part", "deployment")}
-            return replace(record, fields=named)
-        return None if record.seq else replace(record, fields={}, column=None)
+            return record._replace(fields=named)
+        return None if record.seq else record._replace(fields={}, column=None)
 
 
 def _ids(packed: bytes) -> list[bytes]:

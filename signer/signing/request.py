@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import NamedTuple
 
 from signer.errors import Failure
 from signer.format_terms import Handles
@@ -49,8 +50,7 @@ class Served:
         self.snapshot = snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRequest:
+class BatchRequest(NamedTuple):
     """One call of SignBatch.
 
     ``version`` None means the primary. ``deadline`` is in monotonic seconds. ``request_id`` is
@@ -83,8 +83,7 @@ class BatchRequest:
         return head + struct.pack(f">{count}Q", *map(len, self.payloads))
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+class BatchResult(NamedTuple):
     """Outputs in the order of the payloads, b"" if ``failures`` has the index.
 
     ``audit_record`` is the number of the intent in the audit log; None if nothing went to

@@ -7,7 +7,7 @@ in decimal, to ``REASON: message``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from signer.audit.format.record import HASH_SIZE, Fields, RecordError, Value, number, octets, text
 from signer.format_terms import HcertTerms
@@ -17,8 +17,7 @@ MAX_BITMAP = MAX_BATCH_ITEMS // 8
 """Bytes of a bitmap at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class IntentRecord:
+class IntentRecord(NamedTuple):
     """An INTENT: what is about to be signed, for whom, and under which rule.
 
     Its column holds the digests of the items that go to the HSM. ``payload_hash`` is the
@@ -97,8 +96,7 @@ class IntentRecord:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeRecord:
+class OutcomeRecord(NamedTuple):
     """An OUTCOME: what became of an intent.
 
     Its column holds a signature for each digest of the intent, zeros for those in

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cbor2
 
@@ -153,8 +153,7 @@ class Shape:
         return -(-self.count // self.leaf_items)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record. ``seq`` counts from 0 and is the index of its leaf in the log's tree.
 
     ``time_us`` is microseconds since the epoch, UTC. Names of fields are ASCII and differ

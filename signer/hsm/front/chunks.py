@@ -7,7 +7,6 @@ at once. For the event loop.
 import asyncio
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from signer.algorithms import PROPERTIES, Algorithm
@@ -28,8 +27,7 @@ APPLIANCE = ""
 """The owner of what the appliance signs for itself: the checkpoints of its log."""
 
 
-@dataclass(frozen=True, slots=True)
-class SignJob:
+class SignJob(NamedTuple):
     """One batch for the HSM layer, in columns.
 
     ``inputs``: digests of the key's hash, or messages for EdDSA. Owners (facilities, and
@@ -51,10 +49,10 @@ class SignJob:
         """Returns a job for these items, which are in ascending order."""
         inputs = [self.inputs[index] for index in indexes]
         if self.cuts is None:
-            return replace(self, inputs=inputs)
+            return self._replace(inputs=inputs)
         calls = [self.call_of(index) for index in indexes]
         cuts = [at for at in range(1, len(calls)) if calls[at] != calls[at - 1]]
-        return replace(self, inputs=inputs, cuts=cuts)
+        return self._replace(inputs=inputs, cuts=cuts)
 
     def call_of(self, index: int) -> int:
         """Returns to which of the calls an item belongs."""

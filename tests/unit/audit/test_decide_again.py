@@ -1,6 +1,5 @@
 """Every intent is decided once more from the kept text of its policy."""
 
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def record(seq: int = 0, items: int = 2, **changes: Any) -> Record:
-    intent = replace(ASKED, asked=items, **changes)
+    intent = ASKED._replace(asked=items, **changes)
     column = Column(32, bytes(32 * items))
     return Record(seq, intent.now * 1_000_000, RecordKind.INTENT, intent.to_fields(), column)
 
@@ -167,7 +166,7 @@ def test_lifetimes_are_counted_anew_over_all_parts(log: Path) -> None:
 @pytest.mark.parametrize(("later", "wrong"), [(-5, 0), (300, 0), (-6, 1), (301, 1), (10**9, 1)])
 def test_a_decision_is_of_the_time_of_its_record(log: Path, later: int, wrong: int) -> None:
     """Otherwise whoever appends an intent would choose the opening hours for it."""
-    intent = replace(record(), time_us=(OPEN + later) * 1_000_000)
+    intent = record()._replace(time_us=(OPEN + later) * 1_000_000)
     problems = decided(log, [intent]).problems
     assert len(problems) == wrong
     assert all(f"of the time {OPEN}, and its" in problem for problem in problems)

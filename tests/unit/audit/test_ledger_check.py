@@ -1,7 +1,6 @@
 """Snapshots say what the records before them come to: quotas and request ids."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def test_snapshots_without_a_ledger_are_compared_with_nothing() -> None:
 def test_an_intent_that_cannot_be_counted_is_a_problem_and_ends_the_comparison() -> None:
     records = history()
     fields = {name: value for name, value in records[2].fields.items() if name != "now"}
-    records[2] = replace(records[2], fields=fields)
+    records[2] = records[2]._replace(fields=fields)
     [problem] = joined(
         records[:4], [Record(4, 9, RecordKind.SNAPSHOT, {"requests": b"", "used": {}})]
     )
@@ -128,9 +127,9 @@ def test_a_log_is_compared_at_every_seam(tmp_path: Path, processes: int, lies: b
             records.append(Record(written, 9, RecordKind.SNAPSHOT, fields))
         for number in range(3):
             at = written + len(records)
-            asked = replace(intent(at, request_id=f"{segment} {number}", time_us=9))
+            asked = intent(at, request_id=f"{segment} {number}", time_us=9)
             made = Column(64, bytes(64))
-            records += [asked, replace(closing(OUTCOME, at + 1, at, 9), column=made)]
+            records += [asked, closing(OUTCOME, at + 1, at, 9)._replace(column=made)]
         path = Segment.named(tmp_path, written).path
         for record in records:
             framed, chain = frame(chain, record.body())

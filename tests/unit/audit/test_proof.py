@@ -58,7 +58,7 @@ def a_log() -> list[Record]:
 def of_version_1(log: list[Record]) -> list[Record]:
     """The same log with columns whose leaves are one item each."""
     return [
-        replace(record, column=record.column and replace(record.column, leaf_items=1))
+        record._replace(column=record.column and replace(record.column, leaf_items=1))
         for record in log
     ]
 
@@ -99,11 +99,11 @@ def check(proof: str) -> Proven:
 
 
 def with_fields(record: Record, **fields: Value) -> Record:
-    return replace(record, fields={**record.fields, **fields})
+    return record._replace(fields={**record.fields, **fields})
 
 
 def without(record: Record, name: str) -> Record:
-    return replace(record, fields={n: v for n, v in record.fields.items() if n != name})
+    return record._replace(fields={n: v for n, v in record.fields.items() if n != name})
 
 
 @BOTH
@@ -134,7 +134,7 @@ def test_a_failure_is_proven_with_a_column_and_without(log: list[Record]) -> Non
     assert check(a_proof(log, index=FAILED)).failure == "HSM_UNAVAILABLE"
     assert check(a_proof(log, index=FAILED)).signature is None
 
-    log[3] = replace(with_fields(log[3], failures={"HSM_UNAVAILABLE": b"\x1f"}), column=None)
+    log[3] = with_fields(log[3], failures={"HSM_UNAVAILABLE": b"\x1f"})._replace(column=None)
     proven = check(a_proof(log, index=4))
     assert (proven.signature, proven.failure) == (None, "HSM_UNAVAILABLE")
 
@@ -318,13 +318,13 @@ Change = Callable[[list[Record]], Record]
         (1, lambda log: without(log[1], "policy")),
         (1, lambda log: with_fields(log[1], rule=7)),
         (1, lambda log: with_fields(log[1], policy=b"short")),
-        (1, lambda log: replace(log[1], column=None)),
-        (1, lambda log: replace(log[1], column=Column(1, b"abcde"))),
-        (1, lambda log: replace(log[1], column=Column(32, bytes(64)))),
-        (1, lambda log: replace(log[1], column=Column(48, bytes(5 * 48)))),
-        (1, lambda log: replace(with_fields(log[1], format="DIGEST"), column=Column(1, b"abcde"))),
+        (1, lambda log: log[1]._replace(column=None)),
+        (1, lambda log: log[1]._replace(column=Column(1, b"abcde"))),
+        (1, lambda log: log[1]._replace(column=Column(32, bytes(64)))),
+        (1, lambda log: log[1]._replace(column=Column(48, bytes(5 * 48)))),
+        (1, lambda log: with_fields(log[1], format="DIGEST")._replace(column=Column(1, b"abcde"))),
         (1, lambda log: without(log[1], "format")),
-        (1, lambda log: replace(log[1], kind=RecordKind.DENIALS)),
+        (1, lambda log: log[1]._replace(kind=RecordKind.DENIALS)),
         (3, lambda log: with_fields(log[3], intent="1")),
         (3, lambda log: with_fields(log[3], intent=True)),
         (3, lambda log: without(log[3], "intent")),
@@ -332,9 +332,9 @@ Change = Callable[[list[Record]], Record]
         (3, lambda log: with_fields(log[3], failures={"0": 1})),
         (3, lambda log: with_fields(log[3], failures={"HSM_UNAVAILABLE": b"\x01"})),
         (3, lambda log: with_fields(log[3], failures={"HSM_UNAVAILABLE": b"\x04\x00"})),
-        (3, lambda log: replace(log[3], column=None)),
-        (3, lambda log: replace(log[3], column=Column(64, bytes(5 * 64)))),
-        (3, lambda log: replace(log[3], kind=RecordKind.INDETERMINATE)),
+        (3, lambda log: log[3]._replace(column=None)),
+        (3, lambda log: log[3]._replace(column=Column(64, bytes(5 * 64)))),
+        (3, lambda log: log[3]._replace(kind=RecordKind.INDETERMINATE)),
     ],
 )
 def test_records_that_contradict_each_other_prove_nothing(seq: int, change: Change) -> None:

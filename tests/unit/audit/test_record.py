@@ -1,5 +1,4 @@
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -563,7 +562,7 @@ def test_records_of_earlier_versions_are_read_and_written_with_the_same_bytes(ve
                     fields = IntentRecord.from_fields(fields).to_fields()
                 elif record.kind is RecordKind.OUTCOME:
                     fields = OutcomeRecord.from_fields(fields).to_fields()
-                assert replace(record, fields=fields).body() == written.body
+                assert record._replace(fields=fields).body() == written.body
     assert {RecordKind.INTENT, RecordKind.OUTCOME} <= kinds
 
 

@@ -495,7 +495,7 @@ def test_at_its_deadline_a_batch_leaves_the_queue(driven: Driven) -> None:
 
 def test_at_the_deadline_of_several_calls_those_that_are_signed_stay_so(driven: Driven) -> None:
     learn(driven)
-    lot = replace(job(key("a"), 40, seconds=0.2), cuts=list(range(1, 40)))
+    lot = job(key("a"), 40, seconds=0.2)._replace(cuts=list(range(1, 40)))
     [call] = driven.sign_together(lot)
     driven.answer()
     signed = call.result(20)
@@ -679,7 +679,7 @@ def test_after_a_death_each_portion_goes_alone(driven: Driven) -> None:
 
 
 def test_of_calls_that_are_one_job_only_the_one_with_the_poison_fails(driven: Driven) -> None:
-    [call] = driven.sign_together(replace(job(key("a"), 6), cuts=[1, 4]))
+    [call] = driven.sign_together(job(key("a"), 6)._replace(cuts=[1, 4]))
     for deaths in (0, 1):
         for _ in range(deaths):
             driven.answer()  # the first call's item

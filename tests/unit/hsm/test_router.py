@@ -196,7 +196,7 @@ def test_an_item_that_kills_a_worker_of_each_token_fails(pair: Pair) -> None:
 
 def test_of_calls_that_are_one_job_only_the_one_with_the_poison_fails(pair: Pair) -> None:
     inputs = [bytes([i]) * 32 for i in range(5)]
-    lot = replace(job(BOTH, 5), inputs=inputs, cuts=[2, 3])  # the poison is the third item
+    lot = job(BOTH, 5)._replace(inputs=inputs, cuts=[2, 3])  # the poison is the third item
     admission = pair.loop.call(pair.hsm.admit, lot)
     call = asyncio.run_coroutine_threadsafe(pair.hsm.sign(admission), pair.loop.loop)
     pair.settle()
@@ -217,7 +217,7 @@ def test_of_calls_that_are_one_job_only_the_one_with_the_poison_fails(pair: Pair
 @given(st.integers(1, 40), st.sets(st.integers(1, 39)), st.data())
 def test_a_part_of_a_job_knows_its_calls(count: int, cut: set[int], data: st.DataObject) -> None:
     cuts = sorted(each for each in cut if each < count)
-    whole = replace(job(BOTH, count), inputs=[bytes([i]) for i in range(count)], cuts=cuts)
+    whole = job(BOTH, count)._replace(inputs=[bytes([i]) for i in range(count)], cuts=cuts)
     call_of = {bytes([i]): sum(i >= each for each in cuts) for i in range(count)}
     indexes = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1)))
     part = whole.some(indexes)

@@ -2,7 +2,6 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from typing import Any
@@ -78,7 +77,7 @@ class Signing(History):
         return operation
 
     def _column(self, column: Column) -> None:
-        self.records[-1] = replace(self.records[-1], column=column)
+        self.records[-1] = self.records[-1]._replace(column=column)
 
 
 def problems(history: History, *cuts: int, elsewhere: bool = False) -> tuple[str, ...]:
@@ -445,7 +444,7 @@ def test_a_key_of_another_facility_than_the_intent_names_is_a_problem() -> None:
     history = Signing()
     history.sign()
     fields = {**history.records[-2].fields, "facility": "02-001"}
-    history.records[-2] = replace(history.records[-2], fields=fields)
+    history.records[-2] = history.records[-2]._replace(fields=fields)
     assert "names facility 02-001" in problem_of(history)
 
 
@@ -671,7 +670,7 @@ def test_a_change_has_a_revision_after_the_one_that_officers_saw() -> None:
     history.did(about(history, "resume"), row())
     rows = [[*row()[:7], FIRST_REVISION, *row()[8:]]]
     made = history.records[-2]
-    history.records[-2] = replace(made, fields={**made.fields, "versions": rows})
+    history.records[-2] = made._replace(fields={**made.fields, "versions": rows})
     assert f"its revision is not after {FIRST_REVISION}" in problem_of(history)
 
 

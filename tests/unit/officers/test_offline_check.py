@@ -3,7 +3,6 @@
 import base64
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
@@ -241,7 +240,7 @@ def edited(kind: RecordKind, number: int = 0, **changes: Any) -> tuple[list[Reco
     fields = dict(records[place].fields)
     for name, change in changes.items():
         fields[name] = change(fields[name]) if callable(change) else change
-    records[place] = replace(records[place], fields=fields)
+    records[place] = records[place]._replace(fields=fields)
     return records, place
 
 
@@ -465,8 +464,8 @@ def test_signatures_count_while_the_certificate_is_valid_and_the_operation_open(
     history = History()
     soon = datetime.fromtimestamp(history.time + DAY, UTC)
     history.officers[BEN] = certificate(BEN, soon)
-    history.records[1] = replace(
-        history.records[1], fields={**history.records[1].fields, "officers": rows(history.officers)}
+    history.records[1] = history.records[1]._replace(
+        fields={**history.records[1].fields, "officers": rows(history.officers)}
     )
     operation = history.propose()
     assert problems(history.records) == ()
@@ -713,14 +712,14 @@ def write_log(
     data, chain = Header(ORIGIN, 0, FIRST_CHAIN).frame()
     path = Segment.named(directory, 0).path
     for place, record in enumerate(records):
-        coming = [replace(record, seq=len(told))]
+        coming = [record._replace(seq=len(told))]
         if place in places:
             path.write_bytes(data)
             path = Segment.named(directory, len(told)).path
             data, chain = Header(ORIGIN, len(told), chain).frame()
             said = {"frontier": frontier.to_list(), "open": [], **(lie or {})}
             seam = snapshot(control, len(told), records[place - 1].time_us, **said)
-            coming = [seam, replace(record, seq=len(told) + 1)]
+            coming = [seam, record._replace(seq=len(told) + 1)]
         for each in coming:
             framed, chain = frame(chain, each.body())
             data += framed
@@ -867,5 +866,5 @@ def test_random_histories_with_one_thing_changed_have_a_problem(
         case _:
             place = data.draw(st.integers(0, len(fields["content"]) - 1))
             fields["content"] = flip(fields["content"], place)
-    changed = [replace(each, fields=fields) if each is record else each for each in records]
+    changed = [each._replace(fields=fields) if each is record else each for each in records]
     assert any(each.startswith(f"record {record.seq}: ") for each in problems(changed))

@@ -1,6 +1,5 @@
 """What the log holds of versions and suspensions: written, read, added up, packed."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,7 +80,7 @@ def test_a_snapshot_holds_what_the_records_come_to(versions: list[KeyVersion]) -
     used = ApprovedOperation.from_fields(operation.approved())
     changed = KeysRecord(6, lifted={("group", "01"): 3_250_000}, approved=used)
     [fields] = changed.to_fields(1000.0)
-    fold.apply(replace(record(fields), time_us=records[-1].time_us))
+    fold.apply(record(fields)._replace(time_us=records[-1].time_us))
     assert fold.problems == []
     loaded = StandingFold(ApprovalFold())
     snapshot = record(fold.snapshot(), RecordKind.SNAPSHOT)

@@ -136,7 +136,7 @@ def test_an_intent_that_came_to_nothing_is_closed_and_its_id_is_free(
     stage: Stage, error: Exception, reason: str
 ) -> None:
     stage.hsm.error = error
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     with pytest.raises(type(error)):
         stage.sign(asked)
     stage.wait_for([RecordKind.INTENT, RecordKind.INDETERMINATE])
@@ -148,7 +148,7 @@ def test_an_intent_that_came_to_nothing_is_closed_and_its_id_is_free(
 
 def test_signatures_that_no_record_holds_are_not_released_and_the_id_is_free(stage: Stage) -> None:
     stage.hsm.length = 63
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     with pytest.raises(RecordError):
         stage.sign(asked)
     stage.wait_for([RecordKind.INTENT, RecordKind.INDETERMINATE])
@@ -159,12 +159,12 @@ def test_signatures_that_no_record_holds_are_not_released_and_the_id_is_free(sta
 
 
 def test_a_repetition_asks_no_hsm_and_charges_nothing(stage: Stage) -> None:
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     first = stage.sign(asked)
     assert stage.sign(asked) == first
     assert (stage.hsm.signed, stage.left("a")) == (4, 6)
     with pytest.raises(CallError) as caught:
-        stage.sign(replace(asked, payloads=[b"other"]))
+        stage.sign(asked._replace(payloads=[b"other"]))
     assert caught.value.reason is Reason.REQUEST_ID_REUSED
     # Another principal's id is another id.
     assert stage.sign(request()).version is VERSION
@@ -184,7 +184,7 @@ def test_a_repetition_asks_no_hsm_and_charges_nothing(stage: Stage) -> None:
     ids=lambda now: f"{now.state}-{now.state_at(1e9)}",
 )
 def test_what_was_stopped_is_not_given_out_again(stage: Stage, now: KeyVersion) -> None:
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     stage.sign(asked)
     serve(stage, replace(now, key=KEY))
     with pytest.raises(CallError, match="not given out again") as caught:
@@ -201,7 +201,7 @@ def test_what_was_stopped_is_not_given_out_again(stage: Stage, now: KeyVersion) 
     "suspended", [Suspended("all of it"), Suspended(facilities={"a": "the facility"})], ids=str
 )
 def test_under_a_suspension_nothing_is_given_out_again(stage: Stage, suspended: Suspended) -> None:
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     first = stage.sign(asked)
     before = stage.served.snapshot
     stage.served.snapshot = replace(before, suspended=suspended)
@@ -213,7 +213,7 @@ def test_under_a_suspension_nothing_is_given_out_again(stage: Stage, suspended: 
 
 
 def test_after_a_rotation_the_same_is_given_out_again(stage: Stage) -> None:
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     first = stage.sign(asked)
     old = replace(VERSION, state=KeyState.DEACTIVATED)
     serve(stage, old, key_version(key=KEY, number=2))
@@ -224,7 +224,7 @@ def test_after_a_rotation_the_same_is_given_out_again(stage: Stage) -> None:
 def test_a_stop_while_a_repetition_waits_holds_for_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     stage.sign(asked)
     records = stage.log.records
 
@@ -242,7 +242,7 @@ def test_a_stop_while_the_messages_of_a_repetition_are_made_holds_for_it(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Both take turns with other principals, and so may last."""
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     stage.sign(asked)
     made = getattr(Messages, step)
 
@@ -259,7 +259,7 @@ def test_a_stop_while_the_messages_of_a_repetition_are_made_holds_for_it(
 def test_a_log_that_is_read_slowly_ends_a_repetition_at_its_deadline(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = replace(request(), request_id=ID)
+    asked = request()._replace(request_id=ID)
     first = stage.sign(asked)
     hangs, records = threading.Event(), stage.log.records
 
@@ -272,7 +272,7 @@ def test_a_log_that_is_read_slowly_ends_a_repetition_at_its_deadline(
         # Each holds a thread as long as its disk hangs, and a client has few.
         for _ in range(THREADS_OF_ONE + 2):
             with pytest.raises(CallError, match="repeat it later") as caught:
-                stage.sign(replace(asked, deadline=SystemClock().monotonic() + 0.05))
+                stage.sign(asked._replace(deadline=SystemClock().monotonic() + 0.05))
             assert caught.value.reason is Reason.DEADLINE_TOO_SHORT
         assert stage.loop.call(lambda: stage.threads._running[CLIENT]) == THREADS_OF_ONE
         hangs.set()
@@ -308,7 +308,7 @@ def test_nothing_is_signed_or_released_without_the_log(
 def test_of_too_many_ids_the_latest_are_remembered(tmp_path: Path) -> None:
     stage = Stage(tmp_path, POLICY, [VERSION], capacity=4)
     hsm = stage.hsm
-    asked = [replace(request(1), request_id=f"{ID[:-1]}{number}") for number in range(4)]
+    asked = [request(1)._replace(request_id=f"{ID[:-1]}{number}") for number in range(4)]
     first = [stage.sign(batch) for batch in asked]
     assert [record.fields["request_id"] for record in stage.log.records(0, 8)[::2]] == [
         batch.request_id for batch in asked

@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +136,7 @@ def test_the_roots_of_a_batch_of_several_blocks_are_those_of_its_columns(tmp_pat
     stage = Stage(tmp_path, POLICY.replace("items: 9", "items: 4096"), KEYS)
     for items in (BLOCK - 1, BLOCK + 1, 2 * BLOCK):
         payloads = tuple(n.to_bytes(2, "big") for n in range(items))
-        number = stage.sign(replace(request(payloads=payloads), request_id="")).audit_record
+        number = stage.sign(request(payloads=payloads)._replace(request_id="")).audit_record
         assert number is not None
         for record in stage.log.records(number, 2):  # which compares the roots
             assert record.column is not None
@@ -187,10 +186,10 @@ def test_an_intent_that_is_durable_too_late_is_closed_and_nothing_is_signed(stag
 def test_intents_that_did_not_reach_the_disk_in_time_are_not_in_the_log(stage: Stage) -> None:
     stage.disk.gate.clear()
     with ThreadPoolExecutor(5) as threads:
-        first = threads.submit(stage.sign, replace(request(), request_id=""))
+        first = threads.submit(stage.sign, request()._replace(request_id=""))
         assert stage.disk.waiting.wait(30)
         late = [
-            threads.submit(stage.sign, replace(request(seconds=0.05), request_id=""))
+            threads.submit(stage.sign, request(seconds=0.05)._replace(request_id=""))
             for _ in range(4)
         ]
         for call in late:

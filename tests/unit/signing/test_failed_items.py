@@ -115,7 +115,7 @@ def test_an_item_that_the_hsm_failed_fails_again(
     assert first.failures[1] == lost
     monkeypatch.undo()
     again = first.failures | {1: replace(lost, message=ONLY_THE_REASON)}
-    assert stage.sign(asked) == replace(first, failures=again)
+    assert stage.sign(asked) == first._replace(failures=again)
 
 
 def test_a_payload_that_was_refused_is_refused_again_with_its_message(
@@ -130,8 +130,8 @@ def test_a_payload_that_was_refused_is_refused_again_with_its_message(
     again = stage.sign(asked)
     # The reason stays. No rule that is in force now gives a message for it.
     denied = replace(first.failures[1], message=ONLY_THE_REASON, rule="")
-    assert again == replace(first, failures=first.failures | {1: denied}, terms=again.terms)
-    assert set(stage.sign(replace(asked, request_id="")).failures) == {0, 2}
+    assert again == first._replace(failures=first.failures | {1: denied}, terms=again.terms)
+    assert set(stage.sign(asked._replace(request_id="")).failures) == {0, 2}
 
 
 def test_messages_of_version_1_of_the_log_are_said_again(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ DEADLINE = SystemClock().monotonic() + 3600
 def request(number: int = 0, items: int = 1, **changed: Any) -> BatchRequest:
     payloads = [b"%d-%d" % (number, item) for item in range(items)]
     made = BatchRequest(CLIENT, KEY, None, Format.MESSAGE, payloads, DEADLINE)
-    return replace(made, request_id=f"{ID[:-2]}{number:02d}", **changed)
+    return made._replace(request_id=f"{ID[:-2]}{number:02d}", **changed)
 
 
 def together(stage: Stage, *requests: BatchRequest) -> Ended:

@@ -82,7 +82,7 @@ def test_what_was_signed_is_given_out_again_under_stricter_rules(
     again = stage.sign(asked)
     assert (again.outputs, again.failures) == (first.outputs, {})
     assert stage.hsm.signed == 1
-    [failure] = stage.sign(replace(asked, request_id="")).failures.values()
+    [failure] = stage.sign(asked._replace(request_id="")).failures.values()
     assert failure.reason is Reason.PAYLOAD_INVALID
 
 
