@@ -37,14 +37,21 @@ class KeyIndex:
         """Returns an index with these versions added or replaced."""
         index = KeyIndex(changed, revision)
         index.complete = complete
-        fresh = not index._by_key.keys() <= self._by_key.keys()
+        if not self._by_key:
+            return index
+        fresh = [key for key in index._keys if key not in self._by_key]
         for key, numbered in index._by_key.items():
             if key in self._by_key:
                 index._by_key[key] = dict(sorted((self._by_key[key] | numbered).items()))
         index._by_key = self._by_key | index._by_key
         index._by_thumbprint = self._by_thumbprint | index._by_thumbprint
-        index._keys = sorted(index._by_key, key=str) if fresh else self._keys
-        index._names = [str(key) for key in index._keys] if fresh else self._names
+        index._keys, index._names = self._keys, self._names
+        if fresh:  # all are in order but these: to sort all again takes ten times as long
+            index._keys, index._names = self._keys.copy(), self._names.copy()
+            for key in fresh:
+                at = bisect_left(index._names, name := str(key))
+                index._keys.insert(at, key)
+                index._names.insert(at, name)
         return index
 
     def changed_since(self, before: KeyIndex) -> Iterator[KeyVersion]:

@@ -23,7 +23,7 @@ from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName,
 from signer.officers.approval import officers_sha256
 from signer.officers.keys_record import KeysRecord, baseline_fields
 from signer.officers.offline_check import ApprovalFold
-from signer.officers.permits import Permit
+from signer.officers.permits import permit_of
 from signer.officers.records import OfficersRecord, PolicyRecord
 from signer.officers.standing import Standing, is_of, key_of, since_of, standing_of
 from signer.officers.standing_fold import StandingFold
@@ -114,8 +114,7 @@ class Accounts:
             # `signer dev` has created keys: in development states are taken as given again.
             self._given = True
             return self.begin(state)
-        here = sum(standings.standings.get(version.name) is not None for version in state.keys)
-        if gone := len(standings.standings.rows) - here:
+        if gone := standings.standings.besides(version.name for version in state.keys):
             gone_text = count(gone, "version is", "versions are")
             judged.by_hand.append(f"{gone_text} in the log and no longer in the registry")
         return judged
@@ -314,7 +313,8 @@ def _since_when(record: KeysRecord) -> dict[str, int]:
     """Returns since when the wrapped keys of a record are as they are; see Wrapping."""
     if record.approved is None or not record.wrapped:
         return {}
-    permit, places = Permit(record.approved.content), {v.name: v.standing for v in record.versions}
+    permit = permit_of(record.approved.content)
+    places = {v.name: v.standing for v in record.versions}
     made = {
         row.name: permit.wrapped_with(places[row.name].place) if row.name in places else None
         for row in record.wrapped

@@ -51,6 +51,7 @@ from signer.policy.rules import Policy
 from signer.x509 import public_key_pem
 
 MOST_ALARMS = 20  # about records that no operation permits, at one start
+AT_ONCE = 4  # records of changes in one commit, of up to 100 versions each
 FLUSH_SECONDS = 10.0  # how long denials are added up before they are recorded
 
 
@@ -258,11 +259,15 @@ class DaemonLog:
         """Records what is served from here on, ahead of every intent that depends on it.
 
         It is not waited for: the log is in order, so what is signed under it is durable after
-        it. Raises OperatorError if the log accepts no records.
+        it. Only of many records, each few are durable before the next: what callers record
+        meanwhile comes in between. Raises OperatorError if the log accepts no records.
         """
         try:
-            for kind, fields in records:
-                self._log.note(kind, fields)
+            for number, (kind, fields) in enumerate(records, start=1):
+                if number % AT_ONCE:
+                    self._log.note(kind, fields)
+                else:
+                    self._log.append(kind, fields)
         except AuditUnavailable as error:
             raise OperatorError(f"the audit log accepts no records: {error}") from error
         except RecordError as error:

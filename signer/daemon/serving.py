@@ -1,7 +1,8 @@
 """What is served now: keys, policy and suspensions, kept in step with the registry."""
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -84,7 +85,7 @@ class Serving:
         self._needed = config.operations.all_needed()
         self._compared, self._seen = 0, 0  # the rows of versions that were compared in this pass
         self._ended_until = clock.now()  # session copies of versions that ended before are gone
-        self._next_end = self._end_after(self._ended_until)
+        self._next_end = _end_after(begun.judged.state.keys, self._ended_until)
 
     @property
     def policy(self) -> Policy:
@@ -350,7 +351,8 @@ class Serving:
         self._hsm.keys_changed(placed + [v for v in changed if v.state is KeyState.DESTROYED])
         self._served.snapshot, self._halted = after, ""
         self._enforce(before, after)
-        self._next_end = self._end_after(self._ended_until)
+        # One that ends later than before is looked at too early, and nothing is missed.
+        self._next_end = min(self._next_end, _end_after(changed, self._ended_until))
         if changed:
             self._events.emit(KeysChanged(len(after.keys), after.keys.revision))
         if text is not before_text:
@@ -387,11 +389,6 @@ class Serving:
         if before.suspended != after.suspended:
             self._suspend(before, after.suspended, self._accounts.state.suspensions)
 
-    def _end_after(self, time: float) -> float:
-        """Returns when the next version ends after a time, both in seconds since the epoch."""
-        ends = (version.ends_at for version in self._served.snapshot.keys)
-        return min((at for at in ends if at is not None and at > time), default=float("inf"))
-
     def _end_by_clock(self) -> None:
         """Drops session copies of versions that just expired; admitted batches may finish."""
         now = self._clock.now()
@@ -400,7 +397,13 @@ class Serving:
         since, self._ended_until = self._ended_until, now
         keys = self._served.snapshot.keys
         self._hsm.drop([v for v in keys if v.ends_at and since < v.ends_at <= now])
-        self._next_end = self._end_after(now)
+        self._next_end = _end_after(keys, now)
+
+
+def _end_after(versions: Iterable[KeyVersion], time: float) -> float:
+    """Returns when the next version ends after a time, both in seconds since the epoch."""
+    ends = (version.ends_at for version in versions)
+    return min((at for at in ends if at is not None and at > time), default=math.inf)
 
 
 def begin_serving(
@@ -414,13 +417,15 @@ def begin_serving(
 ) -> Begun:
     """Returns what is served at the start. Raises ConfigError and OperatorError."""
     registry.raise_revision(accounts.latest)  # it was put back from a backup
-    state = registry.state()
-    decided = accounts.begin(state).state
+    read = registry.state()
+    judged = accounts.begin(read)
     policies = PolicyInForce(
-        config.policy, registry, decided, events, kept=log.kept_policy, development=development
+        config.policy, registry, judged.state, events, kept=log.kept_policy, development=development
     )
-    state = registry.state(state.keys)  # a policy from the files was put into it
-    return Begun(state, accounts, accounts.begin(state), policies)
+    state = registry.state(read.keys)
+    if state != read:  # a policy from the files was put into it
+        judged = accounts.begin(state)
+    return Begun(state, accounts, judged, policies)
 
 
 def _placed_anew(before: KeyVersion | None, version: KeyVersion) -> bool:
@@ -464,10 +469,11 @@ def _suspended(state: RegistryState, policy: Policy) -> Suspended:
         if row.flag is not None:
             scope, name = row.flag
             names[scope].add(name)
+    groups = names[Scope.GROUP]
     reasons = {
         name: f"group {facility.terms.group} is suspended by the officers"
-        for name, facility in policy.facilities.items()
-        if facility.terms.group in names[Scope.GROUP]
+        for name, facility in (policy.facilities.items() if groups else ())
+        if facility.terms.group in groups
     }
     for name in names[Scope.FACILITY]:
         reasons[name] = f"facility {name} is suspended by the officers"

@@ -52,6 +52,16 @@ _MUTABLE = (
 )
 
 
+# Built once: an enrolment executes them for each key, and to build one takes as long.
+_KEY = sa.select(keys.c.id, keys.c.algorithm).where(
+    keys.c.facility == sa.bindparam("facility"), keys.c.key == sa.bindparam("key")
+)
+_ADD_KEY = sa.insert(keys).returning(keys.c.id)
+_ADD_VERSION = sa.insert(key_versions).returning(key_versions.c.id)
+_ADD_WRAPPED = sa.insert(wrapped_keys)
+_WRAPPING_IN_USE = sa.select(wrapping_keys.c.id).where(
+    wrapping_keys.c.id == sa.bindparam("identity"), wrapping_keys.c.destroyed.is_(False)
+)
 _LOCK = sa.update(revision).values(value=revision.c.value)
 # No row of a version takes the revision far: what somebody puts there is set back instead.
 _NEWEST = sa.select(sa.cast(sa.func.max(key_versions.c.revision), sa.BigInteger)).where(
@@ -102,10 +112,13 @@ class Writing:
         Refuses all of them if a number, a CKA_ID on its token or a public key exists already,
         or if a key has another algorithm.
         """
+        added = list(versions)
         # A savepoint: after an error PostgreSQL aborts the transaction, and its commit would
         # then silently be a rollback.
         with self.connection.begin_nested():
-            for version in versions:
+            for identity in {v.wrapped.wrapping_key for v in added if v.wrapped is not None}:
+                self._check_wraps(identity)
+            for version in added:
                 self._add(version)
                 for placement in version.other_placements:
                     self.place(version, placement)
@@ -135,17 +148,14 @@ class Writing:
         statement = sa.update(wrapping_keys).where(wrapping_keys.c.id == identity)
         self.connection.execute(statement.values(destroyed=True, revision=self.revision))
 
-    def _check_wraps(self, key: WrappedKey) -> None:
+    def _check_wraps(self, identity: str) -> None:
         """Raises OperatorError if a wrapping key is not in use any more."""
-        in_use = sa.select(wrapping_keys.c.id).where(
-            wrapping_keys.c.id == key.wrapping_key, wrapping_keys.c.destroyed.is_(False)
-        )
-        if not self.connection.execute(in_use).first():
-            raise OperatorError(f"the wrapping key {key.wrapping_key} is not in use any more")
+        if not self.connection.execute(_WRAPPING_IN_USE, {"identity": identity}).first():
+            raise OperatorError(f"the wrapping key {identity} is not in use any more")
 
     def wrap_anew(self, version: KeyVersion, key: WrappedKey) -> None:
         """Replaces the wrapped key of a version; refuses it if it is not as it was read."""
-        self._check_wraps(key)
+        self._check_wraps(key.wrapping_key)
         before = version.wrapped
         statement = (
             sa.update(wrapped_keys)
@@ -263,16 +273,12 @@ class Writing:
             if column.name not in ("id", "key_id", "revision")
         }
         row |= {"key_id": self._key_id(version), "revision": self.revision}
-        if version.wrapped is not None:
-            self._check_wraps(version.wrapped)
         try:
-            made = self.connection.execute(
-                sa.insert(key_versions).values(row).returning(key_versions.c.id)
-            )
+            made = self.connection.execute(_ADD_VERSION, row)
             if version.wrapped is not None:
                 stored = _wrapped_row(version.wrapped, self.revision)
                 stored["version_id"] = int(made.scalar_one())
-                self.connection.execute(sa.insert(wrapped_keys).values(stored))
+                self.connection.execute(_ADD_WRAPPED, stored)
         except IntegrityError:
             raise OperatorError(
                 f"{version.name} was not added: the registry has that version, its CKA_ID on"
@@ -303,19 +309,10 @@ class Writing:
 
     def _key_id(self, version: KeyVersion) -> int:
         """Returns the id of the key's row, which is added if it is missing."""
-        key = self.connection.execute(
-            sa.select(keys.c.id, keys.c.algorithm).where(
-                keys.c.facility == version.key.facility, keys.c.key == version.key.key
-            )
-        ).one_or_none()
+        name = {"facility": version.key.facility, "key": version.key.key}
+        key = self.connection.execute(_KEY, name).one_or_none()
         if key is None:
-            made = self.connection.execute(
-                sa.insert(keys)
-                .values(
-                    facility=version.key.facility, key=version.key.key, algorithm=version.algorithm
-                )
-                .returning(keys.c.id)
-            )
+            made = self.connection.execute(_ADD_KEY, {**name, "algorithm": version.algorithm})
             return int(made.scalar_one())
         if key.algorithm != version.algorithm:
             raise OperatorError(

@@ -29,7 +29,7 @@ from signer.officers.execution import known_kind
 from signer.officers.keys_record import KeysRecord, VersionRow
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
-from signer.officers.permits import Permit, makes_all_at_once
+from signer.officers.permits import makes_all_at_once, permit_of
 from signer.officers.placing import PlacedChanges, Placing, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
 from signer.officers.standing import Standing, key_of, since_of
@@ -232,7 +232,7 @@ class _Judging:
         try:
             check_deployment(proposal, self._known.state.deployment)
             kind, details = known_kind(proposal)
-            permit = Permit(stored.content)
+            permit = permit_of(stored.content)
             if permit.once and (self._known.used(stored.id) or self._known.failed(stored.id)):
                 return None
             if not self._known.checked(stored.id, stored.content):

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     # Auditors read records where no database is installed.
     from signer.keys.registry import RegistryState
 
-PART = 1000  # versions of one record
+PART = 1000  # versions of one record of a baseline
+CHANGES = 100  # versions of one record of changes: callers wait while they are added up
 MAX_TEXTS = 100  # of what is not accounted for, in one record
 MAX_CHANGED = 100  # versions whose state a record also gives by name
 _BY_NAME = {str(state): state for state in KeyState}
@@ -115,16 +116,16 @@ class KeysRecord(NamedTuple):
     wrapping: WrappingPlaces | None = None
     wrapping_ended: Sequence[WrappingPlace] = ()
 
-    def to_fields(self, now: float) -> Iterator[dict[str, Value]]:
-        """Yields the fields of one record, or of several where there are many versions."""
+    def to_fields(self, now: float, most: int = CHANGES) -> Iterator[dict[str, Value]]:
+        """Yields the fields of one record, of several where there are more than ``most`` rows."""
         time_us = round(now * 1_000_000)
         # A wrapped key is in the record of its version, where that is in one.
         of_version = {row.name: row for row in self.wrapped}
         names = {row.name for row in self.versions}
         others = [row for row in self.wrapped if row.name not in names]
         rows = self.versions, self.placed, self.removed, others
-        for start in range(0, max(*map(len, rows), 1), PART):
-            part = self.versions[start : start + PART]
+        for start in range(0, max(*map(len, rows), 1), most):
+            part = self.versions[start : start + most]
             states = {row.name: str(row.standing.state_at(time_us)) for row in part[:MAX_CHANGED]}
             fields: dict[str, Value] = {
                 "registry_revision": self.revision,
@@ -135,10 +136,10 @@ class KeysRecord(NamedTuple):
             if self.approved is not None:  # in each: a reading may start after the first
                 fields |= self.approved.to_fields()
             for name, placements in (("placed", self.placed), ("removed", self.removed)):
-                if some := placements[start : start + PART]:
+                if some := placements[start : start + most]:
                     fields[name] = placement_rows(some)
             wrapped = [of_version[row.name] for row in part if row.name in of_version]
-            if wrapped := [*wrapped, *others[start : start + PART]]:
+            if wrapped := [*wrapped, *others[start : start + most]]:
                 fields["wrapped"] = wrapped_rows(wrapped)
             if self.act is not None:
                 act = self.act
@@ -173,7 +174,7 @@ def baseline_fields(
     wrapping = places_of(state.wrapping_keys)
     revision = state.keys.revision
     record = KeysRecord(revision, rows, placed=placed, wrapped=wrapped, wrapping=wrapping)
-    parts = list(record.to_fields(now))
+    parts = list(record.to_fields(now, PART))
     flags = {key_of(flag): since_of(flag) for flag in state.suspensions}
     for index, part in enumerate(parts, start=1):
         part |= {"baseline": True, "part": index, "parts": len(parts), "development": development}

@@ -11,6 +11,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 from signer.errors import OperatorError
@@ -29,6 +30,7 @@ PLACE_WRAPPING_KEY = "place-wrapping-key"
 REWRAP = "rewrap"
 REMOVE_PLACEMENT = "remove-placement"
 MOST_KEYS = 50_000  # of one operation
+MOST_KEPT = 4  # permits; one of 15,000 keys takes 2 MB
 _MOST = 1 << 40  # seconds: no time of an operation is later
 _SEEN = "changed at revision "
 
@@ -198,6 +200,16 @@ class Permit:
 # --- the rules -----------------------------------------------------------------------------
 
 _Moves = Callable[[Permit, Asked], Iterator[Standing]]
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def permit_of(content: bytes) -> Permit:
+    """Returns what an operation permits, by its bytes; raises ApprovalError.
+
+    Those used last are kept: an enrolment is followed in hundreds of parts, and to know the
+    CKA_IDs of all its keys takes longer than to judge those of a part.
+    """
+    return Permit(content)
 
 
 def _nothing(permit: Permit, asked: Asked) -> Iterator[Standing]:

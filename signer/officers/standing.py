@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -208,6 +208,7 @@ def _seconds(at: int | None) -> float | None:
 _NONE = -1
 _STATES = tuple(KeyState)  # their order is that of packed rows: new ones come last
 _ROW = struct.Struct(f">BBqqqqQ{HASH}s{HASH}s")
+_REVISION = 6  # the place of the revision in it
 ENTRY = HASH + _ROW.size
 
 
@@ -228,9 +229,13 @@ class Standings:
         packed = self.rows.get(key)
         return None if packed is None else _unpacked(packed, self.places.get(key, b""))
 
+    def besides(self, names: Iterable[str]) -> int:
+        """Returns of how many versions something is accounted for besides those of these names."""
+        return len(self.rows.keys() - {hash_of_name(name) for name in names})
+
     def latest_revision(self) -> int:
         """Returns the latest revision of a version, 0 without any."""
-        return max((_unpacked(row, b"").revision for row in self.rows.values()), default=0)
+        return max((_ROW.unpack(row)[_REVISION] for row in self.rows.values()), default=0)
 
     def put(self, name: str, standing: Standing) -> None:
         key = hash_of_name(name)

@@ -23,7 +23,7 @@ from signer.officers.keys_record import (
 )
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.packing import HASH
-from signer.officers.permits import ADD_PLACEMENT, Asked, Permit
+from signer.officers.permits import ADD_PLACEMENT, Asked, Permit, permit_of
 from signer.officers.record_checks import ProblemError, problem_text
 from signer.officers.standing import (
     ENTRY,
@@ -186,7 +186,7 @@ class StandingFold:
             if not begun and not self.standings.checked(operation, approved.content):
                 self._approvals.check_approved(record, approved, "a change of keys")
             if permit is None or permit.content != approved.content:
-                permit = Permit(approved.content)
+                permit = permit_of(approved.content)
         assert permit is not None  # noqa: S101 - one of the two is there
         if permit.once and self.standings.has_used(operation):
             raise ProblemError(f"operation {operation} changes keys again")

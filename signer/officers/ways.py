@@ -39,10 +39,10 @@ def explain(
     now = standing_of(version)
     if standing is not None and not now.same_pair(standing):
         return Explained(accounted=False)
-    here: _Rows = [(len(steps), VersionRow.of(version))]
+    here: _Rows = [(len(steps), VersionRow(version.name, version.cka_id, now))]
     acts = _acts_on(version, standing, steps)
     unmoved = standing is not None and now.same(standing)
-    paths = [] if unmoved and not acts else _paths(standing, version, acts, steps)
+    paths = [] if unmoved and not acts else _paths(standing, now, version, acts, steps)
     stopped = any(number in acts for _, path in paths for number, _ in path)
     if standing is not None and unmoved and not stopped:
         # The revision is the one that officers see, and then approve.
@@ -82,14 +82,17 @@ def _acts_on(
 
 
 def _paths(
-    before: Standing | None, version: KeyVersion, acts: frozenset[int], steps: Sequence[AccountStep]
+    before: Standing | None,
+    now: Standing,
+    version: KeyVersion,
+    acts: frozenset[int],
+    steps: Sequence[AccountStep],
 ) -> list[tuple[Standing | None, _Path]]:
-    """Returns the ways that a version may have gone; the last one ends in it if any does.
+    """Returns the ways that a version may have gone; the last one ends in ``now`` if any does.
 
     Of an operation or act a change has a revision of its own, after those before it. Every
     way has all of the ``acts`` that can have stopped the version there.
     """
-    now = standing_of(version)
     paths: list[tuple[Standing | None, _Path]] = [(before, ())]
     if before is not None and now.revision <= before.revision and not acts:
         return paths

@@ -191,9 +191,9 @@ class Work:
 
     def save(self, added: Sequence[KeyVersion], changes: Sequence[Change]) -> None:
         """Writes a part of what is done, in a transaction of its own."""
-        # New keys alone are followed with the operation's end: until then nobody may use them,
-        # and each time that they are followed every worker searches its whole token.
-        with self._deps.registry.writing(counts=bool(changes)) as write:
+        # Each part counts: daemons then read it alone, and not all that was written since the
+        # operation began.
+        with self._deps.registry.writing() as write:
             write.add_versions(added)
             write.change(changes)
 

@@ -1,12 +1,16 @@
 """Many facilities from a CSV: every mistake in it, what it makes, and its interruptions."""
 
 import hashlib
+from itertools import count
 from typing import Any
 
 import pytest
 
 from signer.errors import CallError
+from signer.key_index import KeyIndex
+from signer.keys.registry import RegistryState
 from signer.model import KeyState
+from signer.officers.kinds.create_key import BATCH
 from signer.officers.kinds.enrolment_table import MAX_ROWS
 from signer.officers.kinds.policy_change import WRITTEN
 from signer.officers.store import OperationState
@@ -326,6 +330,31 @@ def test_a_crash_at_any_point_neither_loses_nor_repeats(stage: Stage, points: in
     keys = stage.registry.state().keys
     assert {v.cka_id for v in keys} == stage.token.keys.keys()
     assert {v.state for v in keys} == {KeyState.ACTIVE}
+
+
+def test_an_enrolment_is_followed_in_its_parts(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not all of it is read again, each time that the daemon looks at the registry."""
+    read, generate = stage.registry.state, stage.token.generate
+    anew, seen, made = list[bool](), list[int](), count(1)
+
+    def state(since: KeyIndex | None = None) -> RegistryState:
+        anew.append(since is None)
+        return read(since)
+
+    def generated(*arguments: Any) -> bytes:
+        if next(made) % 60 == 0:
+            stage.serving.compare()
+            seen.append(len(stage.snapshot.keys))
+        return generate(*arguments)
+
+    monkeypatch.setattr(stage.registry, "state", state)
+    monkeypatch.setattr(stage.token, "generate", generated)
+    stage.done("enrol", facilities(3 * BATCH))
+    assert seen == [BATCH, 2 * BATCH]
+    assert not any(anew)
+    assert not stage.serving.reason
 
 
 def test_a_key_of_another_operation_in_between(stage: Stage) -> None:
