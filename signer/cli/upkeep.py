@@ -18,8 +18,10 @@ from signer.errors import ConfigError, OperatorError, Violation
 from signer.hsm.front.admin import open_admin
 from signer.hsm.latch import release
 from signer.keys.database import connect, explained, version_of
-from signer.keys.registry import Registry
+from signer.keys.registry import Registry, RegistryState
+from signer.officers.keys_record import Joined
 from signer.officers.kinds.officer_change import first_officers
+from signer.officers.records import MAX_REASON
 from signer.officers.validity import Validity
 from signer.text import count, utc
 
@@ -38,7 +40,8 @@ from signer.text import count, utc
 @click.option(
     "--join",
     is_flag=True,
-    help="For a further appliance on a registry that has officers: only begins its log.",
+    help="For a further appliance on a registry that has officers: only begins its log. Needs"
+    " --log or --without-log.",
 )
 @click.option(
     "--log",
@@ -48,6 +51,12 @@ from signer.text import count, utc
     help="With --join: a copy of the log of an appliance that was there before. It must account for"
     " all that is in the registry.",
 )
+@click.option(
+    "--without-log",
+    metavar="REASON",
+    help="With --join: why there is no such log. The registry is taken as it is, and the reason is"
+    " recorded.",
+)
 def init(
     *,
     config_file: Path,
@@ -55,12 +64,17 @@ def init(
     token: str,
     join: bool,
     log_directory: Path | None,
+    without_log: str | None,
 ) -> None:
     """Names the first officers, creates the audit key on the token, starts the audit log; once.
 
     From then on officers change keys, policy and officers, by operations that several
     of them sign. An officer's certificate has the principal as its only URI; its key
     signs operations. The policy in the files is the first one in force.
+
+    A further appliance joins: the log of one that was there before must account for all that
+    is in the registry, or an edited copy of it would be taken as given. Where no log is left,
+    or none is signed by a checkpoint yet, say so: `signer audit verify` tells it to auditors.
 
     The public audit key is written into the log's directory. Give a copy to the
     auditor: it verifies every checkpoint and every proof.
@@ -70,7 +84,7 @@ def init(
         binh.pem
       signer init --config /etc/signer/second.yaml --join --log /mnt/first/audit
     """
-    _check_options(officer_files, log_directory, join=join)
+    _check_options(officer_files, log_directory, without_log, join=join)
     config = load_config(config_file)
     chosen = config.token(token)
     policy = read_policy(config.policy)
@@ -85,12 +99,13 @@ def init(
         if not state.officers or state.policy is None:
             raise OperatorError("the registry has no officers: name them with --officer CERT")
         clock = SystemClock()
-        if join:
-            _check_registry(registry, log_directory, config, clock)
+        joined = _joined(
+            registry, state, config, clock, directory=log_directory, reason=without_log or ""
+        )
         with open_admin(chosen, config.state) as admin:
             key = ensure_audit_key(registry, admin, clock.now())
         if not begun:
-            begin(config.audit, key, state, clock, development=False)
+            begin(config.audit, key, state, clock, development=False, joined=joined)
     say(f"officers: {', '.join(sorted(state.officers))}")
     for who, end in Validity.of(state.officers, clock.now()).ending:
         say(f"the certificate of {who} ends soon: {utc(end)}", err=True)
@@ -106,25 +121,45 @@ def init(
 
 
 def _check_options(
-    officer_files: tuple[Path, ...], log_directory: Path | None, *, join: bool
+    officer_files: tuple[Path, ...],
+    log_directory: Path | None,
+    without_log: str | None,
+    *,
+    join: bool,
 ) -> None:
     if join and officer_files:
         raise click.UsageError("--join uses the officers in the registry: omit --officer")
-    if log_directory is not None and not join:
-        raise click.UsageError("--log goes with --join")
-
-
-def _check_registry(
-    registry: Registry, directory: Path | None, config: Config, clock: Clock
-) -> None:
-    """Compares the registry with another appliance's log; raises OperatorError."""
-    if directory is None:
-        say(
-            "the registry is taken as given: it is compared only with --log DIR, a copy of the log"
-            " of an appliance that was there before",
-            err=True,
+    given = [log_directory is not None, without_log is not None]
+    if any(given) and not join:
+        raise click.UsageError("--log and --without-log go with --join")
+    if join and sum(given) != 1:
+        raise click.UsageError(
+            "--join compares the registry with the log of an appliance that was there before: give"
+            ' a copy of it with --log DIR. If there is none, say why with --without-log "REASON":'
+            " then nothing is compared, and the reason is recorded in the new log"
         )
-        return
+    if without_log is not None and not (without_log.strip() and len(without_log) <= MAX_REASON):
+        raise click.UsageError(f"--without-log: say why, in 1 to {MAX_REASON} characters")
+
+
+def _joined(
+    registry: Registry,
+    state: RegistryState,
+    config: Config,
+    clock: Clock,
+    *,
+    directory: Path | None,
+    reason: str,
+) -> Joined | None:
+    """Compares the registry with another appliance's log, if there is one; raises OperatorError.
+
+    Returns what the new log says of that; None for the first appliance.
+    """
+    if directory is None:
+        if not reason:
+            return None
+        say(f"the registry is taken as it is, compared with no log: {reason}", err=True)
+        return Joined(reason=reason)
     with readable_errors():
         log = LogFiles(directory, directory / KEY_FILE)
         origin = log.origin()
@@ -134,7 +169,11 @@ def _check_registry(
         if problems:
             raise OperatorError(problems[0])
         needed = config.operations.all_needed()
-        check_registry(registry, directory, origin, checkpoints, clock, needed=needed)
+        made = check_registry(
+            registry, state, directory, origin, checkpoints, clock=clock, needed=needed
+        )
+    say(f"the log of {origin} accounts for the registry, in {count(made.records, 'record')}")
+    return made
 
 
 def _name_officers(
@@ -145,7 +184,7 @@ def _name_officers(
         raise OperatorError(
             "the registry has officers already: change them by an operation; a"
             " further appliance, or one whose first `signer init` was interrupted, begins its"
-            " log with --join"
+            " log with --join and --log or --without-log"
         )
     needed = max(config.operations.all_needed().values())
     officers = first_officers({str(file): file.read_bytes() for file in files})

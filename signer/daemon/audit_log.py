@@ -43,7 +43,7 @@ from signer.key_index import KeyIndex
 from signer.keys.lifecycle import NewKey, TokenAdmin, create_key
 from signer.keys.registry import Registry, RegistryState
 from signer.model import AUDIT_KEY, KeyVersion
-from signer.officers.keys_record import baseline_fields
+from signer.officers.keys_record import Joined, baseline_fields
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.records import OfficersRecord
 from signer.officers.standing_fold import StandingFold
@@ -89,12 +89,19 @@ def refuse_second_log(config: AuditConfig) -> None:
 
 
 def begin(
-    config: AuditConfig, key: KeyVersion, state: RegistryState, clock: Clock, *, development: bool
+    config: AuditConfig,
+    key: KeyVersion,
+    state: RegistryState,
+    clock: Clock,
+    *,
+    development: bool,
+    joined: Joined | None = None,
 ) -> Path:
     """Writes the public audit key's file, and begins a log.
 
     It begins with the key, and with what is taken as given: the officers and the policy in
-    force, and a baseline of the state of the registry. Returns the path of the key's file.
+    force, and a baseline of the state of the registry, for a further appliance with what that was
+    compared with (``joined``). Returns the path of the key's file.
     Raises OperatorError, AuditRefused.
     """
     policy = bytes.fromhex(state.policy or "")
@@ -109,7 +116,8 @@ def begin(
     try:
         log.append(RecordKind.KEYS, {"audit_key": key.spki, "algorithm": str(key.algorithm)})
         log.append(RecordKind.OFFICERS, officers.to_fields())
-        for part in baseline_fields(state, clock.now(), development=development):
+        parts = baseline_fields(state, clock.now(), development=development, joined=joined)
+        for part in parts:
             log.append(RecordKind.KEYS, part)
     except AuditUnavailable as error:
         raise OperatorError(f"the audit log could not be started: {error}") from error

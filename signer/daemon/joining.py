@@ -14,8 +14,9 @@ from signer.clock import Clock
 from signer.daemon.accounts import Accounts
 from signer.errors import OperatorError
 from signer.events import Events
-from signer.keys.registry import Registry
+from signer.keys.registry import Registry, RegistryState
 from signer.officers.change_check import ChangeFold
+from signer.officers.keys_record import Joined
 from signer.officers.kinds.base import shortened
 
 SHOWN = 20  # of what is not accounted for
@@ -23,14 +24,17 @@ SHOWN = 20  # of what is not accounted for
 
 def check_registry(
     registry: Registry,
+    state: RegistryState,
     directory: Path,
     origin: str,
     checkpoints: Iterable[Checkpoint],
-    clock: Clock,
     *,
+    clock: Clock,
     needed: Mapping[str, int],
-) -> None:
-    """Raises OperatorError if a log does not account for all that is in the registry.
+) -> Joined:
+    """Raises OperatorError if a log does not account for a state of the registry.
+
+    Returns what it was compared with.
 
     ``directory`` is that of the log, or of a copy; ``checkpoints`` are verified already.
     ``needed`` is the number of officers that each kind of operation needs.
@@ -53,8 +57,9 @@ def check_registry(
         development=changes.approvals.development,
         looked=report.time_us / 1_000_000,
     )
-    judged = accounts.begin(registry.state())
+    judged = accounts.begin(state)
     if wrong := [*judged.refused, *judged.by_hand]:
         texts = shortened([f"  {text}" for text in wrong], "difference", SHOWN)
         head = f"the log of {origin} does not account for the registry; nothing was begun:"
         raise OperatorError("\n".join([head, *texts]))
+    return Joined(origin, report.records, report.root)

@@ -22,7 +22,7 @@ from signer.audit.format.record import (
 from signer.officers import approval
 from signer.officers.approval import LATE, ApprovalError
 from signer.officers.key_history import CALL_US, KeyHistory
-from signer.officers.keys_record import KeysChange
+from signer.officers.keys_record import Joined, KeysChange
 from signer.officers.offline_check import MAX_PROBLEMS, ApprovalFold
 from signer.officers.record_checks import ProblemError, problem_text
 from signer.officers.records import ActRecord, PolicyRecord
@@ -67,8 +67,9 @@ class ChangeFold:
     """Whether every change and every signature is one that the records before it allow.
 
     ``approvals`` says which officers and which policy are in force, ``standings`` what is
-    accounted for. ``policies`` are the
-    SHA-256 of all policies that records put in force. ``operations_elsewhere``: before the
+    accounted for. ``joined`` is how a further appliance began the log, None for the first one, and
+    where that is not in what was read. ``policies`` are the SHA-256 of all policies that records
+    put in force. ``operations_elsewhere``: before the
     log's first baseline, other appliances may have ended suspensions.
     """
 
@@ -78,6 +79,7 @@ class ChangeFold:
         """``origin`` names the log; "" if that is not known."""
         self.approvals = ApprovalFold(origin)
         self.policies: set[bytes] = set()
+        self.joined: Joined | None = None
         self._problems: list[str] = []
         self._unlisted = 0
         self.standings = StandingFold(self.approvals)
@@ -234,6 +236,7 @@ class ChangeFold:
                 if not self.approvals.acts_for(change.act.officer, time_us):
                     self._report(seq, f"{change.act.officer} acts and is not an officer")
             if change.baseline == 1 and not taken.problems:
+                self.joined = change.joined
                 self._keys.begin(seq, time_us, taken)
             else:
                 self._keys.account(taken, seq, time_us, change.act.officer if change.act else "")

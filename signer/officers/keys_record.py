@@ -164,10 +164,42 @@ class KeysRecord(NamedTuple):
         return fields
 
 
+class Joined(NamedTuple):
+    """How a further appliance began its log: what its baseline was compared with.
+
+    ``origin``, ``records`` and ``root`` are those of the log that accounted for the registry, as
+    far as it was read. Without one, ``reason`` says why nothing was compared.
+    """
+
+    origin: str = ""
+    records: int = 0
+    root: bytes = b""
+    reason: str = ""
+
+    def to_fields(self) -> dict[str, Value]:
+        if self.reason:
+            return {"not_compared": self.reason}
+        return {"compared": [self.origin, self.records, self.root]}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Joined | None:
+        """Reads what ``to_fields`` wrote, None if it is not there; raises RecordError."""
+        match fields.get("compared"):
+            case [str(origin), int(records), bytes(root)]:
+                return cls(origin, records, root)
+            case None:
+                reason = text(fields, "not_compared", "")
+                return cls(reason=reason) if reason else None
+        raise RecordError("what the baseline was compared with cannot be read")
+
+
 def baseline_fields(
-    state: RegistryState, now: float, *, development: bool
+    state: RegistryState, now: float, *, development: bool, joined: Joined | None = None
 ) -> list[dict[str, Value]]:
-    """Returns the fields of the records of a baseline: what is taken as given from there on."""
+    """Returns the fields of the records of a baseline: what is taken as given from there on.
+
+    ``joined`` is for the log of a further appliance.
+    """
     rows = [VersionRow.of(version) for version in state.keys]
     placed = [(v.name, placement) for v in state.keys for placement in v.other_placements]
     wrapped = [row for version in state.keys if (row := WrappedRow.of(version)) is not None]
@@ -179,6 +211,8 @@ def baseline_fields(
     for index, part in enumerate(parts, start=1):
         part |= {"baseline": True, "part": index, "parts": len(parts), "development": development}
     parts[0] |= {"deployment": state.deployment, "suspensions": flag_rows(flags)}
+    if joined is not None:
+        parts[0] |= joined.to_fields()
     return parts
 
 
@@ -221,8 +255,9 @@ class KeysChange(NamedTuple):
 
     ``states`` are by name; ``named_all``: no other version has changed. ``rows`` is None in
     records from before there were baselines. ``baseline`` is the number of the part, 0 if the
-    record belongs to none, of ``parts``. ``unaccounted`` are texts about what the appliance did
-    not serve. ``approved`` is the operation where the record carries its bytes.
+    record belongs to none, of ``parts``; ``joined`` is in the first one. ``unaccounted`` are
+    texts about what the appliance did not serve. ``approved`` is the operation where the record
+    carries its bytes.
     """
 
     revision: int
@@ -244,6 +279,7 @@ class KeysChange(NamedTuple):
     baseline: int
     parts: int
     deployment: str
+    joined: Joined | None
 
     @classmethod
     def from_fields(cls, fields: Fields) -> KeysChange:
@@ -273,6 +309,7 @@ class KeysChange(NamedTuple):
             baseline=number(fields, "part") if baseline else 0,
             parts=number(fields, "parts", 1) if baseline else 0,
             deployment=text(fields, "deployment", ""),
+            joined=Joined.from_fields(fields) if baseline else None,
         )
 
 

@@ -428,7 +428,9 @@ def test_a_log_that_was_cut_or_is_gone_ends_the_start(make_appliance: Callable[.
     gone = served(made)
     assert gone.code == 1
     assert "no audit log" in gone.err
-    begun = signer("init", "--join", "--config", made.dir / "signer.yaml")
+    begun = signer(
+        "init", "--join", "--without-log", "it is gone", "--config", made.dir / "signer.yaml"
+    )
     assert begun.code == 1  # a checkpoint knows that there was one
     segment.write_bytes(whole)
     assert signer("audit", "verify", "--config", made.dir / "signer.yaml").code == 0

@@ -47,7 +47,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     assert daemon.stop() == 0
 
 
-def joined(place: Place, folder: Path, *edits: str, log: Path | None = None) -> Done:
+def joined(
+    place: Place,
+    folder: Path,
+    *edits: str,
+    log: Path | None = None,
+    reason: str | None = None,
+    name: str = "audit",
+) -> Done:
     """A second appliance joins, on a copy of the registry with these changes."""
     copy = folder / "registry.sqlite"
     with (
@@ -60,10 +67,11 @@ def joined(place: Place, folder: Path, *edits: str, log: Path | None = None) -> 
         edited.commit()
     settings = yaml.safe_load((place.dir / "second.yaml").read_text())
     settings["registry"] = f"sqlite:///{copy}"
-    settings["audit"]["directory"] = str(folder / "audit")
+    settings["audit"]["directory"] = str(folder / name)
     config = place.dir / f"{folder.name}.yaml"
     config.write_text(yaml.safe_dump(settings))
-    options = [] if log is None else ["--log", log]
+    options = [] if log is None else ["--log", str(log)]
+    options += [] if reason is None else ["--without-log", reason]
     return signer("init", "--join", *options, "--config", config)
 
 
@@ -72,14 +80,33 @@ def test_an_appliance_joins_a_registry_that_the_log_accounts_for(
 ) -> None:
     done = joined(place, tmp_path, log=place.dir / "audit")
     assert done.code == 0, done.err
-    assert "taken as given" not in done.err
-    verified(tmp_path / "audit", "second/audit", whole=False)
+    assert "the log of signer/audit accounts for the registry" in done.out
+    first = verified(place.dir / "audit", "signer/audit")
+    begun = verified(tmp_path / "audit", "second/audit", whole=False)["joined"]
+    assert first["joined"] is None
+    assert begun["log"] == "signer/audit"
+    assert 0 < begun["records"] <= first["records"]
+    assert len(bytes.fromhex(begun["root"])) == 32
 
 
-def test_without_a_log_it_says_that_nothing_was_compared(place: Place, tmp_path: Path) -> None:
-    done = joined(place, tmp_path)
+def test_without_a_log_a_reason_is_demanded_and_recorded(place: Place, tmp_path: Path) -> None:
+    refused = joined(place, tmp_path)
+    assert refused.code == 2
+    assert "give a copy of it with --log DIR" in refused.err
+    assert 'say why with --without-log "REASON"' in refused.err
+    assert joined(place, tmp_path, log=place.dir / "audit", reason="both").code == 2
+    assert joined(place, tmp_path, reason=" ").code == 2
+    assert not (tmp_path / "audit").exists(), "nothing was begun"
+    done = joined(place, tmp_path, reason="the disk of the first one burnt")
     assert done.code == 0, done.err
-    assert "the registry is taken as given" in done.err
+    assert "compared with no log: the disk of the first one burnt" in done.err
+    log = tmp_path / "audit"
+    report = verified(log, "second/audit", whole=False)
+    assert report["joined"] == {"without_log": "the disk of the first one burnt"}
+    told = signer("audit", "verify", "--dir", log, "--key", log / "audit.pub.pem")
+    assert "taken as it was: the disk of the first one burnt. Compare its baseline" in " ".join(
+        told.out.split()
+    )
 
 
 @pytest.mark.parametrize("what", EDITS)

@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         done = made.init(*names)
         assert (done.code, told in done.err) == (1, True), done.err
         assert not (made.dir / "audit").exists()
-    assert made.signer("init", "--join").code == 1
+    assert made.signer("init", "--join", "--without-log", "there is none").code == 1
     done = made.init("officer-a", "officer-b")
     assert done.code == 0, done.err
     again = made.init("officer-a", "officer-b")

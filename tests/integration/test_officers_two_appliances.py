@@ -46,7 +46,8 @@ def site(appliance: Any, postgres: Any, tmp_path_factory: pytest.TempPathFactory
     second = beside(made)
     made.start()  # in development the files' policy comes into force with a start
     assert made.stop() == 0
-    assert signer("init", "--config", second, "--join").code == 0
+    log = made.dir / "audit"
+    assert signer("init", "--config", second, "--join", "--log", log).code == 0
     both = Daemon(made.dir / "signer.yaml"), Daemon(second)
     for each in both:
         each.start()

@@ -391,7 +391,7 @@ def site(
     daemons = [Daemon(place.config)]
     if request.param == "two":
         daemons.append(Daemon(beside(place)))
-        joined = daemons[1].run("init", "--join")
+        joined = daemons[1].run("init", "--join", "--without-log", "the first has not run yet")
         assert joined.code == 0, joined.errors
     for daemon in daemons:
         daemon.start()

@@ -225,6 +225,7 @@ def _sentences(values: Mapping[str, Any]) -> list[str]:
         f"{compared} compared. The first {signed} records are signed; {later} only chained yet.",
         _policies(values),
         _officers(values),
+        *_joined(values["joined"]),
     ]
     if values["open_intents"]:
         open_ones = count(values["open_intents"], "intent has", "intents have")
@@ -236,6 +237,20 @@ def _sentences(values: Mapping[str, Any]) -> list[str]:
         if values[name]:
             lines.append(f"{text} record {', '.join(map(str, values[name]))}.")
     return lines
+
+
+def _joined(joined: Mapping[str, Any] | None) -> list[str]:
+    """Returns what the beginning of a further appliance's log was compared with."""
+    if joined is None:
+        return []
+    begun = "A further appliance began this log."
+    if "without_log" in joined:
+        taken = f"{begun} The registry was compared with no other log, and taken as it was:"
+        compare = "Compare its baseline with the log of an appliance that was there before."
+        return [f"{taken} {joined['without_log']}. {compare}"]
+    records = count(joined["records"], "record")
+    known = f"{begun} Of the log {joined['log']} the first {records} accounted for the registry;"
+    return [f"{known} their root is {joined['root']}."]
 
 
 def _policies(values: Mapping[str, Any]) -> str:

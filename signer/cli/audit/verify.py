@@ -29,6 +29,7 @@ from signer.cli.output import output
 from signer.cli.progress import progress
 from signer.errors import OperatorError
 from signer.officers.change_check import ChangeFold
+from signer.officers.keys_record import Joined
 
 
 @runtime_checkable
@@ -173,7 +174,8 @@ def _decision_fold(directory: Path) -> Callable[[], Fold]:
 def _described(
     report: Report, origin: str, checkpoints: int, problems: list[str]
 ) -> dict[str, Any]:
-    officers = report.fold(ChangeFold).approvals
+    changes = report.fold(ChangeFold)
+    officers = changes.approvals
     return {
         "whole": not problems,
         "origin": origin,
@@ -190,6 +192,7 @@ def _described(
         "overridden": list(report.overridden),
         "officers": None if officers.officers is None else sorted(officers.officers),
         "development": officers.development,
+        "joined": None if changes.joined is None else _joined(changes.joined),
         "operations": officers.executed,
         "acts": officers.acts,
         "decided_intents": next(
@@ -197,6 +200,13 @@ def _described(
         ),
         "problems": problems,
     }
+
+
+def _joined(joined: Joined) -> dict[str, Any]:
+    """Returns how a further appliance began the log."""
+    if joined.reason:
+        return {"without_log": joined.reason}
+    return {"log": joined.origin, "records": joined.records, "root": joined.root.hex()}
 
 
 def _verify_proof(

@@ -177,7 +177,7 @@ def judge_log(folder: Path, *, begun: bool, officers: bool, key: bool) -> Findin
         return wrong(
             "audit",
             f"{folder} contains no log, but the registry contains officers",
-            "put it back from the backup; for a further appliance: `signer init --join`",
+            "put it back from the backup; for a further appliance: `signer init --join --log DIR`",
         )
     if not begun:
         return warning("audit", f"{folder} contains no log yet", _INIT)
