@@ -354,14 +354,17 @@ class Pool:
         """Refuses a job for which the queue has no room.
 
         One passes where nothing waits, or it never could; so does one within its owner's share,
-        so that others who fill the queue do not keep it out.
+        so that others who fill the queue do not keep it out, until twice as many items wait.
         """
         scheduler, count, most = self._scheduler, len(job.inputs), self._max_queued
         waiting = scheduler.admitted
         over = waiting + count - most
         if not waiting or over <= 0:
             return
-        if scheduler.admitted_of(job.owner) + count <= scheduler.share(job.owner, most):
+        # Shares shrink as owners come, and those before keep what they have: without an end to
+        # it, many owners would have many times the queue.
+        within = scheduler.admitted_of(job.owner) + count <= scheduler.share(job.owner, most)
+        if within and over <= most:
             return
         raise CallError(
             Reason.OVERLOADED,

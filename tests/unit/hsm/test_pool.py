@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from signer.clock import SystemClock
 from signer.errors import CallError, Reason
@@ -463,6 +465,39 @@ def test_batches_of_many_owners_that_come_at_once_are_ahead_of_each_other(driven
         except CallError as error:
             assert error.reason is Reason.OVERLOADED
     assert admitted == 5, "what the HSM signs in half of the deadline"
+
+
+ROOM = 60
+ASKED = st.tuples(st.integers(0, 40), st.integers(1, 20), st.integers(0, 9).map(lambda n: not n))
+SHARES = [(0, ROOM, False), *((n, ROOM // (n + 2), False) for n in range(1, 20))]
+"""One owner fills the queue, and each of those who come takes its share of then."""
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.lists(ASKED, min_size=1, max_size=100))
+@example(asked=SHARES)
+def test_whoever_comes_the_queue_has_at_most_twice_its_items(
+    loop: EventLoop, asked: list[tuple[int, int, bool]]
+) -> None:
+    """Each job is one of an owner; some give back the oldest room before they come."""
+    driven = Driven(loop, queued=ROOM)
+    held: list[tuple[int, Admission]] = []
+    for owner, count, frees in asked:
+        if held and frees:
+            held.pop(0)[1].release()
+        waiting = driven.pool._scheduler.admitted
+        own = sum(admission.room for who, admission in held if who == owner)
+        owners = {who for who, _ in held} | {owner}
+        try:
+            held.append((owner, driven.admit(job(key(f"f{owner}"), count))))
+        except CallError as error:
+            assert error.reason is Reason.OVERLOADED
+            assert waiting + count > ROOM
+            assert waiting + count > 2 * ROOM or own + count > ROOM // (len(owners) + 1)
+        assert driven.pool._scheduler.admitted <= 2 * ROOM
+    for _, admission in held:
+        admission.release()
+    assert driven.pool._scheduler.admitted == 0
 
 
 def test_owners_that_fill_the_queue_do_not_keep_another_out_of_its_share(loop: EventLoop) -> None:
