@@ -22,11 +22,13 @@ from signer.policy.values import Quota
 class QuotaRefusal:
     """The quota that a batch exceeds, and the seconds until it would fit.
 
-    ``retry_after`` None: never, because the batch alone exceeds the limit.
+    ``retry_after`` None: never, because the batch alone exceeds the limit. ``used`` are the items
+    of the present window.
     """
 
     quota: Quota
     retry_after: float | None
+    used: int = 0
 
 
 @dataclass(slots=True)
@@ -123,10 +125,10 @@ class Usage:
             for quota in quotas:
                 length = quota.window_seconds
                 number = int(latest // length)
-                total = entry.used(length, number) + items
-                charged[length] = (number, total)
-                if total > quota.limit:
-                    refusals.append(QuotaRefusal(quota, (number + 1) * length - now))
+                used = entry.used(length, number)
+                charged[length] = (number, used + items)
+                if used + items > quota.limit:
+                    refusals.append(QuotaRefusal(quota, (number + 1) * length - now, used))
             if refusals:
                 return max(refusals, key=lambda refusal: refusal.retry_after or 0.0)
             entry.windows.update(charged)

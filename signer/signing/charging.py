@@ -6,6 +6,7 @@ from signer.model import KeyVersion
 from signer.policy.lifetime import LifetimeRefusal, VersionCharge
 from signer.policy.rules import Terms
 from signer.policy.usage import QuotaRefusal, Usage
+from signer.text import utc
 
 
 class Charging:
@@ -38,7 +39,7 @@ class Charging:
         if isinstance(refusal, QuotaRefusal):
             if says and refusal.retry_after is not None:
                 self._events.emit(QuotaRefused(terms.group or "", refusal.quota.window))
-            raise _over_quota(terms, items, refusal)
+            raise _over_quota(terms, items, refusal, now)
 
 
 def _exhausted(
@@ -60,10 +61,22 @@ def _exhausted(
     return CallError(Reason.KEY_VERSION_EXHAUSTED, text, metadata)
 
 
-def _over_quota(terms: Terms, items: int, refusal: QuotaRefusal) -> CallError:
+def _over_quota(terms: Terms, items: int, refusal: QuotaRefusal, now: float) -> CallError:
     quota = refusal.quota
     if refusal.retry_after is None:
         return invalid("payloads", f"has {items} items, the quota is {quota}: split it")
-    metadata = {"rule": terms.rule("quotas"), "window": quota.window}
-    text = f"the quota of {quota} has no room for {items} more: nothing was signed"
+    used, resets = refusal.used, utc(round(now + refusal.retry_after))
+    left = max(0, quota.limit - used)
+    metadata = {
+        "rule": terms.rule("quotas"),
+        "window": quota.window,
+        "limit": str(quota.limit),
+        "used": str(used),
+        "left": str(left),
+        "resets": resets,
+    }
+    text = (
+        f"the quota of {quota} has no room for {items} more: {used} are used and {left} left"
+        f" until {resets}; nothing was signed"
+    )
     return CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)

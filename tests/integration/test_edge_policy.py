@@ -257,7 +257,16 @@ def test_a_quota_holds_for_whole_batches(clients: dict[str, Any], policed: Any) 
 
     def refusal(items: int) -> edge.Refusal:
         found = edge.refused(lambda: issuer.sign([b"{}"] * items, key=key), "QUOTA_EXCEEDED")
-        assert found.metadata == {"rule": "facilities.daily.quotas", "window": "day"}
+        still, midnight = left(), datetime.now(UTC).date() + timedelta(days=1)
+        assert found.metadata == {
+            "rule": "facilities.daily.quotas",
+            "window": "day",
+            "limit": "10",
+            "used": str(10 - still),
+            "left": str(still),
+            "resets": f"{midnight}T00:00:00Z",
+        }
+        assert f"{10 - still} are used and {still} left until {midnight}T" in found.message
         return found
 
     assert left() == 10

@@ -75,7 +75,7 @@ def test_all_windows_or_none() -> None:
     usage = Usage()
     quotas = (Quota(10, 1), Quota(15, 86_400))
     assert usage.charge("f", quotas, 10, MONDAY) is None
-    assert usage.charge("f", quotas, 10, MONDAY + 1) == QuotaRefusal(quotas[1], 86_399)
+    assert usage.charge("f", quotas, 10, MONDAY + 1) == QuotaRefusal(quotas[1], 86_399, used=10)
     assert usage.remaining("f", quotas, MONDAY + 1) == (10, 5)
     assert usage.charge("f", quotas, 5, MONDAY + 1) is None
 
@@ -84,7 +84,7 @@ def test_of_two_full_windows_the_longer_wait_is_returned() -> None:
     usage = Usage()
     quotas = (Quota(5, 1), Quota(5, 60))
     usage.charge("f", quotas, 5, MONDAY)
-    assert usage.charge("f", quotas, 1, MONDAY + 0.5) == QuotaRefusal(quotas[1], 59.5)
+    assert usage.charge("f", quotas, 1, MONDAY + 0.5) == QuotaRefusal(quotas[1], 59.5, used=5)
 
 
 def test_batch_above_a_limit_never_passes() -> None:
@@ -105,7 +105,7 @@ def test_clock_set_back_refills_nothing() -> None:
     usage = Usage()
     quota = Quota(5, 60)
     usage.charge("f", (quota,), 5, MONDAY + 60)
-    assert usage.charge("f", (quota,), 1, MONDAY) == QuotaRefusal(quota, 120)
+    assert usage.charge("f", (quota,), 1, MONDAY) == QuotaRefusal(quota, 120, used=5)
     assert usage.remaining("f", (quota,), MONDAY) == (0,)
 
 
@@ -134,7 +134,7 @@ def test_restored_usage_is_not_refilled_by_a_clock_set_back() -> None:
     quota = Quota(5, 60)
     keys = {"f": {"k": KeyItems(1000)}, "g": {"k": KeyItems(7)}}
     usage.restore({"f": {60: (int(MONDAY // 60), 5)}}, keys)
-    assert usage.charge("f", (quota,), 1, MONDAY - 60) == QuotaRefusal(quota, 120)
+    assert usage.charge("f", (quota,), 1, MONDAY - 60) == QuotaRefusal(quota, 120, used=5)
     assert usage.remaining("f", (quota,), MONDAY + 60) == (5,)
     assert usage.busiest(5) == [("f", 1000), ("g", 7)]
 
@@ -190,7 +190,7 @@ def test_a_batch_counts_in_the_quota_and_the_lifetime_or_in_neither() -> None:
     first, second = VersionCharge("k", 1, 6, 12), VersionCharge("k", 1, 7, 12)
     assert usage.charge("f", (quota,), 6, MONDAY, first) is None
     assert usage.charge("f", (quota,), 7, MONDAY, second) == LifetimeRefusal(12, 6)
-    assert usage.charge("f", (quota,), 6, MONDAY, first) == QuotaRefusal(quota, 60)
+    assert usage.charge("f", (quota,), 6, MONDAY, first) == QuotaRefusal(quota, 60, used=6)
     assert (usage.remaining("f", (quota,), MONDAY), usage.signed("f", "k", 1)) == ((4,), 6)
     assert usage.signed("f", "other", 1) == usage.signed("other", "k", 1) == 0
 
