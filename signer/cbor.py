@@ -129,6 +129,14 @@ def encode_record(value: Any, depth: int) -> bytes:
     return encode(value, lambda whole: _arranged(whole, depth))
 
 
+def encode_flat(values: list[str | bytes | None]) -> bytes:
+    """Encodes a list as ``encode_record`` does, without a look at each of its values.
+
+    What is known of a key is hashed so, at a start for all of them. Raises CborError.
+    """
+    return encode(values, as_given)
+
+
 class MapEncoder:
     """Encodes maps that have the same ``names``, with values of the same kinds.
 

@@ -7,7 +7,9 @@ and SQLite does not enforce them.
 
 import enum
 import math
-from collections.abc import Callable
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -23,7 +25,8 @@ MAX_TEXT = 1 << 20  # characters of a column without a declared length
 
 T = TypeVar("T")
 E = TypeVar("E", bound=enum.StrEnum)
-Row = sa.Row[Any]
+Row = Any
+"""A row of the registry, with its columns as attributes."""
 
 
 class BadValueError(ValueError):
@@ -41,6 +44,25 @@ def raw(*tables: sa.Table) -> list[sa.ColumnElement[Any]]:
         for table in tables
         for column in table.c
     ]
+
+
+def named_rows(result: sa.CursorResult[Any]) -> Sequence[Row]:
+    """Returns the rows of a statement as named tuples, of which a value is read much faster.
+
+    Of thousands of keys each has twenty values.
+    """
+    make = _named(tuple(result.keys()))._make
+    return [make(row) for row in result.all()]
+
+
+@cache
+def _named(columns: tuple[str, ...]) -> Any:
+    return namedtuple("NamedRow", columns)  # noqa: PYI024 - the names are those of a statement
+
+
+@cache
+def _members(values: type[E]) -> Mapping[str, E]:
+    return {str(member): member for member in values}
 
 
 def whole(row: Row, column: str, most: int = MOST) -> int:
@@ -87,9 +109,10 @@ def truth(row: Row, column: str) -> bool:
 def one_of(row: Row, column: str, values: type[E]) -> E:
     """Returns a member of an enumeration."""
     value = getattr(row, column)
-    if type(value) is not str or value not in values.__members__.values():
+    member: E | None = _members(values).get(value) if type(value) is str else None
+    if member is None:
         raise BadValueError(column, f"a {values.__name__}")
-    return values(value)
+    return member
 
 
 def optional(read: Callable[[Row, str], T], row: Row, column: str) -> T | None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from signer.errors import OperatorError
 from signer.key_index import KeyIndex
-from signer.keys.columns import MOST, raw
+from signer.keys.columns import MOST, named_rows, raw
 from signer.keys.database import bring_up, connect, explained, for_reading, refuse_to_write_newer
 from signer.keys.rows import (
     UnreadableError,
@@ -258,14 +258,17 @@ def _state(connection: sa.Connection, since: KeyIndex | None) -> RegistryState:
     bad: Sequence[UnreadableRow] = ()
     if known.revision:
         since_then = {"since": known.revision}
-        new = connection.execute(_NEW, since_then)
-        placed = connection.execute(_NEW_PLACED, since_then)
-        wrapped = connection.execute(_NEW_WRAPPED, since_then)
+        new, placed, wrapped = (
+            named_rows(connection.execute(statement, since_then))
+            for statement in (_NEW, _NEW_PLACED, _NEW_WRAPPED)
+        )
         versions, bad = read_versions(new, placed, wrapped, wrapping)
     if bad or not known.revision:
         known = KeyIndex()
-        placed, wrapped = connection.execute(_PLACED), connection.execute(_WRAPPED)
-        versions, bad = read_versions(connection.execute(_ALL), placed, wrapped, wrapping)
+        rows, placed, wrapped = (
+            named_rows(connection.execute(statement)) for statement in (_ALL, _PLACED, _WRAPPED)
+        )
+        versions, bad = read_versions(rows, placed, wrapped, wrapping)
     certificates, bad_officers = read_officers(connection.execute(_OFFICERS))
     flags, bad_flags = read_suspensions(connection.execute(_SUSPENSIONS))
     return RegistryState(
@@ -282,7 +285,7 @@ def _state(connection: sa.Connection, since: KeyIndex | None) -> RegistryState:
 
 
 def _page(connection: sa.Connection, after: int, limit: int) -> RegistryPage:
-    rows = connection.execute(_PAGE, {"after": after, "most": limit}).all()
+    rows = named_rows(connection.execute(_PAGE, {"after": after, "most": limit}))
     last = rows[-1].id if len(rows) == limit else None
     end = rows[-1].id if rows else after
     part = {"after": after, "end": end}

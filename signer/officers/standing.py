@@ -152,7 +152,7 @@ def times_of(version: KeyVersion) -> Times:
 
 def certificate_hash(der: bytes | None, kid: bytes) -> bytes:
     """Returns the hash of a certificate and the key id of its version."""
-    return hashlib.sha256(cbor.encode_record([der, kid], 1)).digest()[:HASH]
+    return hashlib.sha256(cbor.encode_flat([der, kid])).digest()[:HASH]
 
 
 def bare_hash(version: KeyVersion) -> bytes:
@@ -186,7 +186,7 @@ def _identity(version: KeyVersion) -> bytes:
         version.thumbprint,
         version.request,
     ]
-    return hashlib.sha256(cbor.encode_record(never_changes, 1)).digest()[:HASH]
+    return hashlib.sha256(cbor.encode_flat(never_changes)).digest()[:HASH]
 
 
 def microseconds(at: float | None) -> int | None:

@@ -83,7 +83,7 @@ class WrappedRow(NamedTuple):
     @property
     def standing(self) -> WrappedStanding:
         """Returns what is accounted for by this row, of an operation that is not known."""
-        content = hashlib.sha256(cbor.encode_record([self.sha256, self.mechanism], 1)).digest()
+        content = hashlib.sha256(cbor.encode_flat([self.sha256, self.mechanism])).digest()
         return WrappedStanding(content[:HASH], self.wrapping_key, self.pin)
 
 

@@ -48,8 +48,8 @@ def texts(value: object) -> list[str]:
     for item in value:
         if not isinstance(item, str):
             raise ValueError(f"{item} is not text: put it in quotes")
-    twice = [text for text, times in Counter(value).items() if times > 1]
-    if twice:
+    if len({*value}) < len(value):
+        twice = [text for text, times in Counter(value).items() if times > 1]
         raise ValueError(f"lists {', '.join(twice)} twice")
     return value
 

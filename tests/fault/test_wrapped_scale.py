@@ -5,6 +5,7 @@ One operation enrols them, a daemon that starts anew serves them, others rotate 
 """
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -29,7 +30,7 @@ LATENCY = 0.001  # seconds that each call of the module takes longer
 WORKERS, CALLERS = 4, 48
 SLICE = 3000  # single items of one measurement
 PAUSE = 0.05  # seconds between the items of the caller during the enrolment
-ROTATED = 50  # one key in so many
+ROTATED = 10  # one key in so many
 MIB = 1 << 20
 FRONT_MIB, WORKER_MIB = 200, 60
 OF_MODULE = 8 << 10
@@ -68,10 +69,20 @@ def say(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
+def front_process(daemon: Daemon) -> psutil.Process:
+    assert daemon.process is not None
+    return psutil.Process(daemon.process.pid)
+
+
+def cpu(daemon: Daemon) -> float:
+    """CPU seconds of the front process so far."""
+    times = front_process(daemon).cpu_times()
+    return float(times.user + times.system)
+
+
 def memory(daemon: Daemon, unwrapped: int = 0) -> tuple[int, int]:
     """MiB of the front process, and of the largest worker without what the module has."""
-    assert daemon.process is not None
-    front = psutil.Process(daemon.process.pid).memory_info().rss // MIB
+    front = front_process(daemon).memory_info().rss // MIB
     workers = [worker.memory_info().rss for worker in daemon.workers()]
     of_module = unwrapped * OF_MODULE
     say(
@@ -137,19 +148,27 @@ def signing(daemon: Daemon) -> Iterator[list[float]]:
         calling.result()
 
 
-def enrol(daemon: Daemon, office: Office, names: Sequence[str]) -> None:
-    """Enrols facilities by one operation, while a caller signs single items."""
+@contextmanager
+def timed(daemon: Daemon, done: str, count: int) -> Iterator[None]:
+    """Prints how long a block took, for so many keys, and what a caller saw meanwhile."""
     with signing(daemon) as took:
-        began = time.monotonic()
-        told = office.do("enrol", csv_of(list(names), ISSUER), seconds=3600)
-        seconds = time.monotonic() - began
-    assert told.state == "DONE", told.note
+        began, used = time.monotonic(), cpu(daemon)
+        yield
+        seconds, used = time.monotonic() - began, cpu(daemon) - used
     took.sort()
     say(
-        f"{len(names)} facilities enrolled in {seconds:.0f} s, {len(names) / seconds:.0f} a second;"
-        f" single items meanwhile: p50 {took[len(took) // 2]:.3f} s, p99"
-        f" {took[len(took) * 99 // 100]:.3f} s, at most {took[-1]:.3f} s"
+        f"{count} {done} in {seconds:.0f} s, {count / seconds:.0f} a second, of a key"
+        f" {1000 * used / count:.1f} ms of CPU of the front process; single items meanwhile: p50"
+        f" {took[len(took) // 2]:.3f} s, p99 {took[len(took) * 99 // 100]:.3f} s, at most"
+        f" {took[-1]:.3f} s; load average {os.getloadavg()[0]:.0f}"
     )
+
+
+def enrol(daemon: Daemon, office: Office, names: Sequence[str]) -> None:
+    """Enrols facilities by one operation, while a caller signs single items."""
+    with timed(daemon, "facilities enrolled", len(names)):
+        told = office.do("enrol", csv_of(list(names), ISSUER), seconds=3600)
+    assert told.state == "DONE", told.note
     with office.client("auditor") as client:
         [wrapping] = client.list_wrapping_keys()
     assert wrapping.key_versions >= len(names)
@@ -160,7 +179,10 @@ def start_anew(daemon: Daemon) -> None:
     assert daemon.stop() == 0
     began = time.monotonic()
     daemon.start()
-    say(f"start to serving: {time.monotonic() - began:.1f} s")
+    say(
+        f"start to serving: {time.monotonic() - began:.1f} s, {cpu(daemon):.1f} s of CPU of the"
+        f" front process; load average {os.getloadavg()[0]:.0f}"
+    )
 
 
 def serve(office: Office, keys: Sequence[str]) -> None:
@@ -181,13 +203,11 @@ def serve(office: Office, keys: Sequence[str]) -> None:
     say(f"a random key each item: {ratio:.2f} of the rate of one key ({shown})")
 
 
-def rotate(office: Office, keys: Sequence[str]) -> None:
-    began = time.monotonic()
+def rotate(daemon: Daemon, office: Office, keys: Sequence[str]) -> None:
     content = "".join(f"{key}\n" for key in keys).encode()
-    told = office.do("rotate", content, activate_at=0, overlap_seconds=0, seconds=3600)
-    seconds = time.monotonic() - began
+    with timed(daemon, "keys rotated", len(keys)):
+        told = office.do("rotate", content, activate_at=0, overlap_seconds=0, seconds=3600)
     assert told.state == "DONE", told.note
-    say(f"{len(keys)} keys rotated in {seconds:.0f} s, {len(keys) / seconds:.0f} a second")
 
 
 @pytest.mark.torture
@@ -206,7 +226,8 @@ def test_thousands_of_facilities_with_wrapped_keys_enrol_serve_and_rotate(
     front, worker = memory(daemon, unwrapped=size)
     own_key_signs(office, keys[::some], 1)
     rotated = keys[::ROTATED]
-    rotate(office, rotated)
+    rotate(daemon, office, rotated)
+    start_anew(daemon)
     own_key_signs(office, rotated[:20], 2)
     own_key_signs(office, keys[1::some], 1)
     assert daemon.reason() == ""

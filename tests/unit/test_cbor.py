@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer import cbor
-from signer.cbor import CborError, decode_record, encode_record
+from signer.cbor import CborError, decode_record, encode_flat, encode_record
 
 values = st.recursive(
     st.none()
@@ -215,3 +215,8 @@ def test_only_few_and_short_names_are_kept_in_memory() -> None:
     assert cbor._kept_in_order.cache_info().currsize == before
     with pytest.raises(cbor.CborError, match="not text"):
         cbor.deterministic({1: 2})
+
+
+@given(st.lists(st.none() | st.binary() | st.text(st.characters(exclude_categories=["Cs"]))))
+def test_a_flat_list_is_encoded_as_in_records(values: list[str | bytes | None]) -> None:
+    assert encode_flat(values) == encode_record(values, 1)
