@@ -17,6 +17,7 @@ from signer.text import count
 from signer.tools.doctor import examine, worst
 from signer.tools.doctor.file_checks import file_problems
 from signer.tools.doctor.finding import Finding, Level
+from signer.tools.doctor.timestamping import timestamp_problems
 from signer.tools.doctor.tls_certificates import tls_problems
 
 
@@ -38,14 +39,17 @@ def check(*, config_file: Path, as_json: bool) -> None:
     """
     policy = known = None
     errors = []
+    now = SystemClock().now()
     try:
         config = load_config(config_file)
         wrong = list(file_problems(config))
         if not any(problem.field.startswith("tls.") for problem in wrong):
-            wrong += tls_problems(config.tls, SystemClock().now())
+            wrong += tls_problems(config.tls, now)
         if wrong:
             errors.append(ConfigError(str(config_file), wrong))
         policy = load_policy(config.policy)
+        if unfit := timestamp_problems(config, policy, now):
+            errors.append(ConfigError(str(config_file), unfit))
         known = files_state(config, policy.sha256)
     except ConfigError as error:
         errors.append(error)

@@ -25,10 +25,12 @@ from signer.config.models import load_config
 from signer.errors import OperatorError
 from signer.hsm.front.admin import inspect, open_admin
 from signer.hsm.spec import PinState
+from signer.tools.dev import key_plan as plan
 from signer.tools.dev import pki
 from signer.tools.doctor import examine, worst
 from signer.tools.doctor.finding import Finding, Level
 from tests.appliances import Appliance
+from tests.commands import signer
 
 OK, WARNING, WRONG = Level
 
@@ -215,6 +217,15 @@ def mirrored(machine: Copy) -> None:
     machine.configure(audit={"mirror": "mirror"})
 
 
+ISSUER = plan.principal("issuer")
+
+
+def stamping(principal: str, key: str) -> Callable[[Copy], None]:
+    """A time-stamp port for this principal and key."""
+    port = {"listen": "127.0.0.1:3161", "principal": principal, "key": f"facilities/{key}"}
+    return configure(timestamps=port)
+
+
 BROKEN = {
     "configuration": (write("signer.yaml", "listen: 1\n"), "configuration", WRONG, "host:port"),
     "policy": (write("policy/policy.yaml", "profiles: {}\n"), "policy", WRONG, "facilities"),
@@ -275,6 +286,18 @@ BROKEN = {
     ),
     "mirror-gone": (configure(audit={"mirror": "absent"}), "mirror", WRONG, "is not a folder"),
     "mirror-here": (mirrored, "mirror", WARNING, "on the disk of the log itself"),
+    "time-stamps-of-nobody": (
+        stamping(f"{ISSUER}-2", "moh/keys/tsa"),
+        "timestamps.principal",
+        WRONG,
+        f"no rule of the policy names {ISSUER}-2",
+    ),
+    "time-stamps-by-another-key": (
+        stamping(ISSUER, "01-001/keys/records"),
+        "timestamps.key",
+        WRONG,
+        "TIMESTAMP is not allowed with this key (profiles.records.formats)",
+    ),
     "address-of-another": (configure(listen="192.0.2.1:7443"), "listen", WRONG, "cannot be"),
 }
 
@@ -288,6 +311,24 @@ def test_what_is_broken_is_found(
     assert found.level is level, found
     assert text in found.seen
     assert found.remedy
+
+
+@pytest.mark.parametrize("name", [name for name in BROKEN if name.startswith("time-stamps")])
+def test_check_finds_a_time_stamp_port_that_the_policy_does_not_allow(
+    machine: Copy, name: str
+) -> None:
+    break_it, field, _, text = BROKEN[name]
+    break_it(machine)
+    done = signer("check", "--json", "--config", machine.config)
+    [problem] = json.loads(done.out)["problems"]
+    assert (done.code, problem["path"]) == (1, field)
+    assert text in problem["problem"]
+
+
+def test_a_time_stamp_port_that_the_policy_allows_is_in_order(machine: Copy) -> None:
+    stamping(ISSUER, "moh/keys/tsa")(machine)
+    assert machine.findings()["timestamps"].level is OK
+    assert signer("check", "--config", machine.config).code == 0
 
 
 def test_a_port_of_another_program(machine: Copy) -> None:

@@ -35,6 +35,7 @@ from signer.tools.doctor.storage import (
     judge_wrapping,
     last_record_time,
 )
+from signer.tools.doctor.timestamping import examine_timestamps
 from signer.tools.doctor.tls_certificates import examine_client, examine_tls
 from signer.tools.doctor.tokens import examine_token
 
@@ -64,6 +65,8 @@ def _examined(config: Config, now: float) -> Iterator[Finding]:
         yield from examine_tls(config.tls, now)
     if "client" not in bad:
         yield from examine_client(config.client, now)
+    if policy is not None:
+        yield from examine_timestamps(config, policy, now)
     for index, token in enumerate(config.tokens):
         if f"tokens[{index}].module" not in bad:
             yield from examine_token(token, config.state)
