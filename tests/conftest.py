@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import vectors
 from tests.appliances import Appliance, serving
 from tests.postgres import Postgres
 
@@ -59,6 +60,14 @@ def _place(item: pytest.Item) -> int:
     if name in LONG and (name == LONG[0] or item.get_closest_marker("torture")):
         return LONG.index(name)
     return len(LONG) + ("unit" in item.path.parts)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says at the end, in red, what no test has compared."""
+    if missing := list(vectors.left_out()):
+        terminalreporter.section("NOT TESTED: THE VECTORS OF OTHERS", red=True, bold=True)
+        for text in missing:
+            terminalreporter.line(f"left out: {text}", red=True)
 
 
 def pytest_collection_finish() -> None:

@@ -9,8 +9,9 @@ import cbor2
 import pytest
 
 from signer.formats.cose import Envelope
+from tests import vectors
 
-EXAMPLES = Path(__file__).parents[2] / "../shared/vectors/cose-examples"
+EXAMPLES = vectors.FOLDER / vectors.COSE_EXAMPLES
 
 # Names of headers and algorithms in the examples (RFC 9052 section 3.1, RFC 9053).
 LABELS = {"alg": 1, "ctyp": 3, "kid": 4}

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from signer.format_terms import ContentRules
 from signer.formats import dcc
 from signer.formats.payloads import PayloadError
+from tests import vectors
 from tests.conformance.test_dcc_vectors import ALL, load, name, payload_of
 
-FOLDER = Path(__file__).parents[2] / "../shared/vectors/dcc-schema"
+FOLDER = vectors.FOLDER / vectors.DCC_SCHEMA
 SCHEMA = FOLDER / "DCC.combined-schema.json"
 EXAMPLES = sorted(FOLDER.glob("examples/*/*.json"))
 

@@ -1,9 +1,10 @@
 // Verifies SMART Health Cards with kill-the-clipboard; shares no code with the appliance.
 //
 // Usage: node verify_card.mjs JWKS.json < cards (one a line). Prints one JSON object a line: the
-// FHIR bundle that was verified, or why it was not.
+// FHIR bundle that was verified, or why the card is `refused`. Ends with status 1 if one was.
 import { readFileSync } from "node:fs";
 import { SHCReader } from "kill-the-clipboard";
+import { judgeLines } from "./verdicts.mjs";
 
 const { keys } = JSON.parse(readFileSync(process.argv[2], "utf8"));
 
@@ -15,12 +16,7 @@ function keyOf(card) {
   return keys.find((key) => key.kid === kid);
 }
 
-for (const card of readFileSync(0, "utf8").split("\n").filter(Boolean)) {
-  try {
-    const reader = new SHCReader({ publicKey: keyOf(card) });
-    const verified = await reader.fromQRNumeric(card);
-    console.log(JSON.stringify({ bundle: await verified.asBundle(), jws: verified.asJWS() }));
-  } catch (error) {
-    console.log(JSON.stringify({ refused: `${error.name}: ${error.message}` }));
-  }
-}
+await judgeLines(async (card) => {
+  const verified = await new SHCReader({ publicKey: keyOf(card) }).fromQRNumeric(card);
+  return { bundle: await verified.asBundle(), jws: verified.asJWS() };
+});
