@@ -13,6 +13,7 @@ import click
 
 from signer.algorithms import Algorithm
 from signer.cli.connection import connect, optional_daemon_options
+from signer.cli.operations.arguments import TIME
 from signer.cli.options import FILE
 from signer.cli.output import explained, say
 from signer.client.key_files import KeysError, TrustedKey
@@ -62,6 +63,12 @@ class _Judged(NamedTuple):
     " CMS or TIMESTAMP. DIGEST and CMS_DIGEST: INPUT is a digest.",
 )
 @click.option("--lines", is_flag=True, help="Each line is a message, as `signer sign` prints them.")
+@click.option(
+    "--at",
+    metavar="TIME",
+    type=TIME,
+    help="Judge the message as at this time instead of now, as in 2022-01-31T00:00:00Z.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
 @click.argument(
     "inputs",
@@ -77,6 +84,7 @@ def verify(
     signature_file: Path | None,
     format_name: str | None,
     lines: bool,
+    at: float | None,
     as_json: bool,
     inputs: tuple[str, ...],
 ) -> None:
@@ -86,6 +94,7 @@ def verify(
     sign; of a raw or CMS signature INPUT is the message, or its digest (raw or in
     hex). Of a card the times are checked, too, of an HCERT the times and the type,
     and of a CMS signature or a time-stamp that its certificate was valid at its time.
+    Times are judged as of now; --at is for what has expired since.
 
     The keys that are trusted come from --keys, and then no appliance is called;
     without it from the appliance. A list of keys is as good as its age: export it
@@ -109,10 +118,11 @@ def verify(
     if signature_file is not None and (lines or len(inputs) > 1 or wanted not in {None, *detached}):
         raise click.UsageError("--signature goes with one INPUT: a message, or a digest")
     keys = _trusted(keys_files, client_file)
+    now = time.time() if at is None else at
     if signature_file is not None:
-        judged = _detached(keys, wanted, inputs[0], signature_file)
+        judged = _detached(keys, wanted, inputs[0], signature_file, now)
     else:
-        judged = _finished(keys, wanted, _lines(inputs) if lines else _files(inputs))
+        judged = _finished(keys, wanted, _lines(inputs) if lines else _files(inputs), now)
     taken = wrong = 0
     for each in judged:
         taken += 1
@@ -157,7 +167,7 @@ _Item = tuple[str, int | None, bytes]
 
 
 def _detached(
-    keys: TrustedKeys, wanted: Format | None, name: str, signature_file: Path
+    keys: TrustedKeys, wanted: Format | None, name: str, signature_file: Path, now: float
 ) -> Iterator[_Judged]:
     with explained(signature_file, "read"), click.open_file(name, "rb") as file:
         payload, signature = file.read(), signature_file.read_bytes()
@@ -172,9 +182,9 @@ def _detached(
         message_format = wanted or detached_format(each) or Format.MESSAGE
         try:
             if message_format is Format.TIMESTAMP:
-                said = keys.verify_timestamp(payload, each, time.time())
+                said = keys.verify_timestamp(payload, each, now)
             elif message_format in _CMS:
-                said = keys.verify_cms(message_format, payload, each, time.time())
+                said = keys.verify_cms(message_format, payload, each, now)
             else:
                 said = keys.verify_raw(message_format, payload, each)
             break
@@ -184,12 +194,12 @@ def _detached(
 
 
 def _finished(
-    keys: TrustedKeys, wanted: Format | None, items: Iterable[_Item]
+    keys: TrustedKeys, wanted: Format | None, items: Iterable[_Item], now: float
 ) -> Iterator[_Judged]:
     for source, line, content in items:
         said: Verified | str
         try:
-            said = keys.verify(content, time.time())
+            said = keys.verify(content, now)
         except VerificationError as error:
             said = str(error)
         else:

@@ -28,8 +28,9 @@ from signer.formats.finished import (
     card_claims_of,
     claims_of,
     finished,
+    finished_hcert,
 )
-from signer.formats.hcert import read_limits
+from signer.formats.hcert import PREFIX, read_limits
 from signer.formats.payloads import MessageError
 from signer.formats.timestamp import is_for_timestamps
 from signer.formats.timestamp_reading import detached_format, read_timestamp
@@ -84,7 +85,7 @@ class TrustedKeys:
         return iter(self._keys)
 
     def verify(self, content: bytes, now: float) -> Verified:
-        """Verifies a compact JWS, a SMART Health Card, a tagged COSE_Sign1 or an HCERT's text.
+        """Verifies a compact JWS, a SMART Health Card, a COSE_Sign1 or an HCERT's text.
 
         Of a card also that it is valid at ``now`` (seconds since the epoch). Of an HCERT that
         it was issued and has not expired, and that the certificate of its key covers its times
@@ -236,17 +237,21 @@ def _unreadable(content: bytes) -> str:
     """Says why a content cannot be read as a message: as what it begins, if it is damaged."""
     if kind := detached_format(content):
         return f"it is a {kind}, which does not contain what it signs: give both"
+    if content.startswith(PREFIX):
+        try:
+            finished_hcert(content)
+        except MessageError as error:
+            return f"it begins as the text of an HCERT, but is damaged or cut: {error}"
     for begin, what, rest in _BEGINNINGS:
         if content.startswith(begin):
             return f"it begins as {what}, but is damaged or cut: the rest is not {rest}"
     return (
-        "it is not a compact JWS, a SMART Health Card, a COSE_Sign1, the text of an HCERT or a CMS"
-        " signature"
+        "it is not a compact JWS, a SMART Health Card (shc:/), a COSE_Sign1, the text of an HCERT"
+        " (HC1:) or a CMS signature"
     )
 
 
 _BEGINNINGS = (
-    (b"HC1:", "the text of an HCERT", "Base45 of a compressed COSE_Sign1"),
     (b"shc:/", "a SMART Health Card", "the digits of a compact JWS"),
     (b"eyJ", "a compact JWS", "three parts of Base64url with dots between them"),
     (b"\xd2\x84", "a tagged COSE_Sign1", "its four parts"),

@@ -1,7 +1,7 @@
 """Finished messages, read back: what was signed, the signature, and the header over both.
 
-A compact JWS (RFC 7515 section 7.1), a SMART Health Card as digits, a tagged COSE_Sign1
-(RFC 9052 section 4.2), and an HCERT's text. Nothing is verified here.
+A compact JWS (RFC 7515 section 7.1), a SMART Health Card as digits, a COSE_Sign1 (RFC 9052
+section 4.2), also as a CWT (RFC 8392 section 6), and an HCERT's text. Nothing is verified here.
 """
 
 import base64
@@ -26,6 +26,8 @@ MAX_MESSAGE = 4 << 20
 
 _JWS = re.compile(rb"(([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]*))\.([A-Za-z0-9_-]+)")
 _HCERT = b"HC1:"
+_SIGN1_DEPTH = 5  # two tags, the message, its header, and a list in that
+_NO_HEADERS = cbor2.dumps({})
 _MOST_DEPTH = 66  # maps and lists inside each other: those of a payload, in two more
 _LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time that can be written
 _BY_COSE = {row.cose: algorithm for algorithm, row in PROPERTIES.items()}
@@ -92,11 +94,29 @@ def finished(content: bytes) -> Finished | None:
         return _compact(shc.jws_of(text), Format.SHC)
     if message := _compact(text, Format.JWS):
         return message
-    with suppress(ValueError):
-        if text.startswith(_HCERT):
-            packed = base45.decode(text[len(_HCERT) :])
-            return _sign1(_unpacked(packed, zlib.MAX_WBITS), Format.HCERT)
+    if text.startswith(_HCERT):
+        with suppress(MessageError):
+            return finished_hcert(text)
+        return None
     return _sign1(content, Format.COSE_SIGN1)
+
+
+def finished_hcert(text: bytes) -> Finished:
+    """Reads the text of an HCERT; raises MessageError, which says what cannot be read of it."""
+    try:
+        packed = base45.decode(text.removeprefix(_HCERT))
+    except ValueError:
+        raise MessageError("what comes after HC1: is not Base45") from None
+    try:
+        message = _unpacked(packed, zlib.MAX_WBITS)
+    except ValueError:
+        raise MessageError(
+            f"what is in its Base45 is not one zlib stream of less than {MAX_MESSAGE} bytes"
+        ) from None
+    found = _sign1(message, Format.HCERT)
+    if found is None:
+        raise MessageError("what is in its zlib stream is not a COSE_Sign1")
+    return found
 
 
 def claims_of(message: Finished) -> Claims:
@@ -164,22 +184,31 @@ def _compact(text: bytes, message_format: Format) -> Finished | None:
 def _sign1(content: bytes, message_format: Format) -> Finished | None:
     with suppress(cbor2.CBORError):
         stream = io.BytesIO(content)
-        message = cbor2.load(stream, max_depth=4, allow_indefinite=False)
+        message = cbor2.load(stream, max_depth=_SIGN1_DEPTH, allow_indefinite=False)
         if stream.read().strip():
             return None
-        match message:
-            case cbor2.CBORTag(
-                tag=18,
-                value=[
-                    bytes() as protected,
-                    Mapping() as unprotected,
-                    bytes() as payload,
-                    bytes() as signature,
-                ],
-            ):
-                signed = cbor2.dumps(["Signature1", protected, b"", payload])
+        match _untagged(message):
+            case [
+                bytes() as protected,
+                Mapping() as unprotected,
+                bytes() as payload,
+                bytes() as signature,
+            ]:
+                header = b"" if protected == _NO_HEADERS else protected  # RFC 9052 section 4.4
+                signed = cbor2.dumps(["Signature1", header, b"", payload])
                 return Finished(message_format, protected, unprotected, payload, signed, signature)
     return None
+
+
+def _untagged(message: object) -> object:
+    """Returns what a message is without its tags: of a CWT before one of COSE, or of COSE_Sign1."""
+    match message:
+        case cbor2.CBORTag(tag=61, value=cbor2.CBORTag() as inner):
+            message = inner
+    match message:
+        case cbor2.CBORTag(tag=18, value=inner):
+            return inner
+    return message
 
 
 def _map_of(data: bytes, what: str) -> Mapping[Any, Any]:
@@ -217,7 +246,8 @@ def _cose(message: Finished) -> SigningHeader:
     unsigned = message.unprotected or {}
     if 2 in unsigned:  # RFC 9052 section 3.1
         raise MessageError("its header has `crit` where it is not signed, which nothing may have")
-    algorithm: Any = header.get(1)
+    # Each key has the algorithms of its kind, so that one which is not signed changes nothing.
+    algorithm: Any = header.get(1, unsigned.get(1))
     kid = header.get(4, unsigned.get(4, b""))
     if not isinstance(kid, bytes):
         raise MessageError("its header has a key id that is not a byte string")

@@ -12,7 +12,12 @@ import pytest
 
 from signer.formats.finished import finished
 from signer.formats.hcert import text as hcert_text
-from tests.commands import Done, signer
+from tests.commands import Done, Run, run, signer
+from tests.e2e.forgeries import Signed, forgeries
+from tests.e2e.samples import bundle
+from tests.e2e.sources import of_appliance
+
+__all__ = ["run"]
 
 RECORDS, DCC = "facilities/01-001/keys/records", "facilities/moh/keys/dcc"
 DIGEST = "facilities/moh/keys/digest"
@@ -104,6 +109,58 @@ def _swapped(text: bytes, other: bytes) -> bytes:
     assert theirs is not None
     parts = [ours.protected, {}, theirs.payload, ours.signature]
     return hcert_text(cbor2.dumps(cbor2.CBORTag(18, parts)))
+
+
+CHANGED, GENUINE = (
+    "its signature is wrong: the message was changed",
+    "it is genuine, but of another",
+)
+IN_ONE = {"header": CHANGED, "payload": CHANGED, "signature": CHANGED}
+ATTRIBUTES = "its signature is wrong: its attributes were changed"
+RAW = "it is not a signature of this message by a key that is trusted"
+IN_CMS = {"header": ATTRIBUTES, "signature": ATTRIBUTES, "document": GENUINE}
+FORGED = {
+    ("MESSAGE", "01-001/records"): {"signature": RAW, "document": RAW},
+    ("JWS", "01-001/records"): IN_ONE,
+    ("COSE_SIGN1", "01-001/records"): IN_ONE,
+    ("HCERT", "moh/dcc"): IN_ONE,
+    ("CMS", "moh/documents"): IN_CMS,
+    ("TIMESTAMP", "moh/tsa"): {**IN_CMS, "payload": "its time was changed"},
+    ("SHC", "moh/cards"): IN_ONE,
+}
+
+
+@pytest.mark.parametrize(("message_format", "short"), FORGED)
+def test_each_forged_copy_is_refused_with_its_reason(
+    appliance: Any,
+    vaccinations: dict[str, bytes],
+    tmp_path: Path,
+    run: Run,
+    message_format: str,
+    short: str,
+) -> None:
+    who = of_appliance(appliance, short, tmp_path)
+    cards = [json.dumps(bundle()).encode()]
+    documents = {"HCERT": list(vaccinations.values()), "SHC": cards, "JWS": [b'{"born": 1950}']}
+    [signed] = who.signed(message_format, documents.get(message_format, [b"born 1950"])[:1])
+    keys = who.trust.jwks if message_format == "SHC" else who.trust.certificate
+    document, made = tmp_path / "document", tmp_path / "made"
+
+    def verified(each: Signed) -> Done:
+        document.write_bytes(each.payload)
+        made.write_bytes(each.made)
+        inside = ("--signature", made, document) if "document" in reasons else (made,)
+        return run("verify", "--keys", keys or who.trust.public_key, *inside)
+
+    reasons = FORGED[message_format, short]
+    done = verified(signed)
+    assert done.code == 0, done.out
+    forged = forgeries(message_format, signed)
+    assert forged.keys() == reasons.keys()
+    for name, copy in forged.items():
+        done = verified(copy)
+        assert done.code == 1, name
+        assert f"NOT VALID: {reasons[name]}" in done.out, name
 
 
 @pytest.mark.parametrize("short", ["records", "records-rsa", "records-rs256", "records-ed25519"])

@@ -301,6 +301,50 @@ def test_what_a_header_that_is_not_signed_must_not_have(
         trusted.verify(message(unprotected), NOW)
 
 
+def sign1(key: SoftKey, protected: bytes, unprotected: object, signed_header: bytes) -> list[Any]:
+    made = key.sign(cbor2.dumps(["Signature1", signed_header, b"", b"{}"]))
+    return [protected, unprotected, b"{}", made]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "readable"),
+    [
+        (lambda parts: cbor2.CBORTag(18, parts), True),
+        (lambda parts: cbor2.CBORTag(61, cbor2.CBORTag(18, parts)), True),  # RFC 8392 section 6
+        (lambda parts: parts, True),
+        (lambda parts: cbor2.CBORTag(61, parts), False),  # which comes before a tag of COSE
+        (lambda parts: cbor2.CBORTag(17, parts), False),  # COSE_Mac0
+        (lambda parts: cbor2.CBORTag(18, cbor2.CBORTag(61, parts)), False),
+    ],
+    ids=["COSE_Sign1", "CWT", "untagged", "CWT alone", "another", "in another order"],
+)
+def test_the_tags_of_a_cose_sign1(
+    keys: Keys, wrap: Callable[[list[Any]], object], readable: bool
+) -> None:
+    key, protected = keys[Algorithm.ES256], cbor2.dumps({1: -7})
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    message = cbor2.dumps(wrap(sign1(key, protected, {}, protected)))
+    if readable:
+        assert trusted.verify(message, NOW).payload == b"{}"
+        return
+    with pytest.raises(VerificationError):
+        trusted.verify(message, NOW)
+
+
+@pytest.mark.parametrize("empty", [b"", cbor2.dumps({})], ids=["none", "an empty map"])
+def test_an_algorithm_that_is_not_signed_is_that_of_the_key_or_wrong(
+    keys: Keys, empty: bytes
+) -> None:
+    """RFC 9052 section 4.4: a header without members is signed as none."""
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys(TrustedKey(name, each.version.spki) for name, each in keys.items())
+    good = sign1(key, empty, {1: -7}, b"")
+    assert trusted.verify(cbor2.dumps(good), NOW).algorithm is Algorithm.ES256
+    for other in (-35, -37, -257, -8):
+        with pytest.raises(VerificationError, match="its signature is wrong"):
+            trusted.verify(cbor2.dumps([empty, {1: other}, *good[2:]]), NOW)
+
+
 # --- SMART Health Cards -----------------------------------------------------------------------
 
 
@@ -385,7 +429,12 @@ def test_a_card_is_signed_with_es256(keys: Keys) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"HC1:NCFOXN%TS3DH", "it begins as the text of an HCERT, but is damaged or cut"),
+        (
+            b"HC1:NCFOXN%TS3DH",
+            "as the text of an HCERT, but is damaged or cut: what is in its Base",
+        ),
+        (b"HC1:ncfoxn", "but is damaged or cut: what comes after HC1: is not Base45"),
+        (b"HC1:" + base45.encode(zlib.compress(b"a")), "its zlib stream is not a COSE_Sign1"),
         (b" shc:/5676290", "it begins as a SMART Health Card, but is damaged or cut"),
         (b"eyJhbGciOiJFUzI1NiJ9.eyJh", "it begins as a compact JWS, but is damaged or cut"),
         (b"\xd2\x84\x43\xa1\x01", "it begins as a tagged COSE_Sign1, but is damaged or cut"),
