@@ -38,7 +38,7 @@ from signer.formats.timestamp_asn1 import (
 
 MAX_BYTES = 1024  # longest request
 ALGORITHMS = frozenset({Algorithm.ES256, Algorithm.ES384, Algorithm.RS256})
-"""What verifiers of time-stamps know: OpenSSL's reads neither RSASSA-PSS nor Ed25519."""
+"""What verifiers know: OpenSSL's and rfc3161-client verify neither RSASSA-PSS nor Ed25519."""
 _REQUEST_TO_INFO = 96  # by how many bytes what is signed may be longer than its request
 _ANSWER = 16  # bytes around a token
 _SERIAL_BITS = 126
