@@ -5,6 +5,7 @@ Times are seconds since the epoch in UTC.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,6 +13,28 @@ from typing import NamedTuple
 from signer.algorithms import Algorithm
 from signer.errors import Failure
 from signer.model import KeyVersion
+
+
+class HcertClaim(enum.StrEnum):
+    """What a health certificate is about; ``formats.hcert_claims`` has the numbers."""
+
+    DCC = "DCC"
+    VHL = "VHL"
+    DVC = "DVC"
+
+
+class PayloadFault(NamedTuple):
+    """What of a payload breaks its schema: the dotted path of a member, and what is wrong."""
+
+    member: str
+    text: str
+
+
+class ContentSchema(NamedTuple):
+    """A JSON schema of the policy: ``fault`` returns what of a payload breaks it, or None."""
+
+    name: str
+    fault: Callable[[object], PayloadFault | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +46,8 @@ class ContentRules:
     must begin with it. ``future_dates`` False refuses an event on a day that has not begun
     anywhere on Earth. ``required_members``: the JSON object of a JWS must have them.
     ``dcc_schema``: the published schema of DCCs is enforced. ``qr_level``: a QR code of this level
-    (L, M, Q or H) must hold the text of an HCERT.
+    (L, M, Q or H) must hold the text of an HCERT. ``claims``: what HCERTs may be about;
+    ``link_hosts``: the hosts of links, ``schema``: that of DVCs.
 
     ``paths`` has the dotted paths of the rules that the policy states, by their names; of a
     required member by ``required_members.NAME``.
@@ -37,6 +61,9 @@ class ContentRules:
     required_members: frozenset[str] = frozenset()
     dcc_schema: bool = False
     qr_level: str | None = None
+    claims: frozenset[HcertClaim] = frozenset({HcertClaim.DCC})
+    link_hosts: frozenset[str] = frozenset()
+    schema: ContentSchema | None = None
     paths: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def path(self, name: str) -> str:

@@ -19,6 +19,8 @@ from signer.cli.output import explained, say
 from signer.client.key_files import KeysError, TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError, Verified
 from signer.errors import OperatorError
+from signer.format_terms import HcertClaim
+from signer.formats.hcert_claims import host_of
 from signer.formats.timestamp_reading import detached_format
 from signer.model import MESSAGE_BYTES, Format
 from signer.text import count, plain, utc
@@ -243,6 +245,10 @@ def _text(judged: _Judged) -> str:
     if said.claims is not None:
         claims = said.claims
         text += f", issuer {claims.issuer}, {utc(claims.issued)} to {utc(claims.expires)}"
+        if claims.claim is HcertClaim.VHL:
+            text += f", a health link to {host_of(claims.content)}"
+        elif claims.claim is HcertClaim.DVC:
+            text += ", a DVC"
     return plain(text)
 
 
@@ -257,7 +263,10 @@ def _value(judged: _Judged) -> dict[str, Any]:
     if said.claims is not None:
         claims = said.claims
         times = {"issued": utc(claims.issued), "expires": utc(claims.expires)}
-        return {**value, "issuer": claims.issuer, **times, "dcc": claims.dcc}
+        content = claims.content
+        if claims.claim is HcertClaim.VHL:  # the key opens the documents behind the link
+            content = {name: each for name, each in content.items() if name != "key"}
+        return {**value, "issuer": claims.issuer, **times, claims.claim.lower(): content}
     if said.time is not None:
         value["time"] = utc(said.time)
     if said.format not in _RAW | _CMS:

@@ -290,7 +290,7 @@ def _check(claims: Claims, key: TrustedKey, algorithm: Algorithm, now: float) ->
         raise VerificationError(
             f"it is genuine, but its times are not within those of the certificate of {key.name}"
         )
-    if claims.type not in types:
+    if claims.type is not None and claims.type not in types:
         raise VerificationError(
             f"it is genuine, but the certificate of {key.name} is not for its type {claims.type}"
         )

@@ -17,7 +17,8 @@ import cbor2
 
 from signer import cbor
 from signer.algorithms import PROPERTIES, Algorithm
-from signer.formats import base45, dcc, shc
+from signer.format_terms import HcertClaim
+from signer.formats import base45, dcc, hcert_claims, shc
 from signer.formats.payloads import MessageError, PayloadError, json_object
 from signer.model import Format
 
@@ -30,6 +31,7 @@ _SIGN1_DEPTH = 5  # two tags, the message, its header, and a list in that
 _NO_HEADERS = cbor2.dumps({})
 _MOST_DEPTH = 66  # maps and lists inside each other: those of a payload, in two more
 _LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time that can be written
+_BY_NUMBER: Mapping[object, HcertClaim] = {n: name for name, n in hcert_claims.NUMBERS.items()}
 _BY_COSE = {row.cose: algorithm for algorithm, row in PROPERTIES.items()}
 
 
@@ -66,14 +68,21 @@ class Finished(NamedTuple):
 class Claims(NamedTuple):
     """The CWT of a health certificate; times from 1970 to 9999, in seconds since the epoch.
 
-    The certificate has exactly one ``type`` (one of ``dcc.TYPES``).
+    ``content`` is what it is about: a DCC or DVC, or the payload of a health link. A DCC has
+    exactly one ``type`` (one of ``dcc.TYPES``); others have None.
     """
 
     issuer: str
     issued: int
     expires: int
-    dcc: dict[str, Any]
-    type: str
+    content: dict[str, Any]
+    type: str | None
+    claim: HcertClaim = HcertClaim.DCC
+
+    @property
+    def dcc(self) -> dict[str, Any]:
+        """The DCC; empty if it is about something else."""
+        return self.content if self.claim is HcertClaim.DCC else {}
 
 
 class CardClaims(NamedTuple):
@@ -122,14 +131,40 @@ def finished_hcert(text: bytes) -> Finished:
 def claims_of(message: Finished) -> Claims:
     """Reads the CWT of a health certificate; raises MessageError."""
     match _map_of(message.payload, "payload"):
-        case {1: str(issuer), 4: int(expires), 6: int(issued), -260: {1: dict(document)}}:
+        case {1: str(issuer), 4: int(expires), 6: int(issued), -260: dict(about)} if about:
             _check_time("exp", expires)
             _check_time("iat", issued)
+            if len(about) > 1:
+                raise MessageError("its payload has more than one health certificate")
+            [(number, value)] = about.items()
+            return _subject(Claims(issuer, issued, expires, {}, None), number, value)
+    raise MessageError("its payload is not a CWT with issuer, times and one health certificate")
+
+
+def _subject(claims: Claims, number: object, value: object) -> Claims:
+    """Returns claims with what they are about; raises MessageError."""
+    claim = _BY_NUMBER.get(number)
+    match claim, value:
+        case HcertClaim.DCC, dict(document):
             kind = dcc.type_of(document)
             if kind is None:
                 raise MessageError("its certificate has not exactly one type: one of v, t and r")
-            return Claims(issuer, issued, expires, document, kind)
-    raise MessageError("its payload is not a CWT with issuer, times and one health certificate")
+            return claims._replace(content=document, type=kind)
+        case HcertClaim.DVC, dict(document):
+            return claims._replace(content=document, claim=claim)
+        case HcertClaim.VHL, str(link) | [str(link)]:
+            try:
+                content = hcert_claims.read_link(link.encode())
+            except PayloadError as error:
+                raise MessageError(f"its health link cannot be read: {error}") from None
+            if content["exp"] != claims.expires:
+                raise MessageError("its health link ends at another time than its CWT")
+            return claims._replace(content=content, claim=claim)
+    if claim is None:
+        known = ", ".join(f"{n} ({name})" for name, n in hcert_claims.NUMBERS.items())
+        shown = number if isinstance(number, int) else repr(number)[:32]
+        raise MessageError(f"its certificate is the claim {shown}, which is not known: {known} are")
+    raise MessageError(f"its certificate is not a {claim}, as its claim {number} says")
 
 
 def card_claims_of(message: Finished) -> CardClaims:

@@ -1,4 +1,6 @@
-"""HCERT: a DCC in a CWT in a COSE_Sign1, compressed, in Base45, after ``HC1:``.
+"""HCERT: a health certificate in a CWT in a COSE_Sign1, compressed, in Base45, after ``HC1:``.
+
+What it is about is in ``hcert_claims``: mostly a DCC.
 
 Electronic Health Certificate Specification 1.0, EU DCC trust framework; CWT is
 RFC 8392, Base45 RFC 9285.
@@ -14,8 +16,8 @@ from cryptography import x509
 from signer import cbor
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import CallError, Reason
-from signer.format_terms import FormatContext, HcertTerms, PreparedBatch
-from signer.formats import base45, cose, cosigning, dcc, deflate
+from signer.format_terms import FormatContext, HcertClaim, HcertTerms, PreparedBatch
+from signer.formats import base45, cose, cosigning, dcc, deflate, hcert_claims
 from signer.formats.payloads import (
     ContentTerms,
     MessageFormat,
@@ -31,35 +33,38 @@ QR_CHARACTERS: Mapping[str, int] = {"L": 4296, "M": 3391, "Q": 2420, "H": 1852}
 """Characters that the largest QR code (version 40) holds in alphanumeric mode, by its level of
 error correction (ISO/IEC 18004 table 7).
 """
+_TEXT_HEAD = 3  # bytes before a text of less than 64 KiB in CBOR
 _SPARE = 32  # bytes by which a compressed message may be longer with another signature
 _SIGNATURE = hashlib.shake_256(b"").digest(2048)  # random bytes in place of signatures
 _ES256 = cose.Envelope({1: PROPERTIES[Algorithm.ES256].cose, 4: _SIGNATURE[:8]})
 
 
 class Hcert(MessageFormat):
-    """A DCC in JSON or CBOR becomes the text of a QR code."""
+    """A DCC or DVC in JSON or CBOR, or a health link, becomes the text of a QR code."""
 
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
         """Bounds the texts; raises CallError if no certificate can be signed.
 
-        The DCC in CBOR is at most ``_growth`` longer than its payload, its zlib stream at
-        most ``deflate.OVERHEAD`` longer than that, and Base45 makes 3 characters of 2 bytes.
+        An object in CBOR is at most ``_growth`` longer than its payload, a link 3 bytes, the
+        zlib stream at most ``deflate.OVERHEAD`` longer than that, and Base45 makes 3 characters
+        of 2 bytes.
         """
         claims, _ = _issue(context)
         length = cose.envelope(context.version).length
         signature = signature_length(context.version)
         fixed = length(deflate.MAX_LENGTH, signature) - deflate.MAX_LENGTH
         fixed += len(claims) + deflate.OVERHEAD
+        fixed += _TEXT_HEAD if HcertClaim.VHL in context.content.claims else 0
         total = sum(map(len, payloads)) + _growth(payloads) + len(payloads) * fixed
         # A sum of roundings is at most the rounded sum and one for each item.
         return base45.encoded_length(total) + len(payloads) * (1 + len(PREFIX))
 
     def prepare(self, payloads: Sequence[bytes], context: FormatContext) -> PreparedBatch:
-        """Checks the DCCs and returns the Sig_structures over their CWTs."""
-        claims, types = _issue(context)
+        """Checks the payloads and returns the Sig_structures over their CWTs."""
+        _, types = _issue(context)
         terms = ContentTerms(context.content, context.hcert, None, context.now)
         writer = _Writer(
-            cose.envelope(context.version), signature_length(context.version), claims, types, terms
+            cose.envelope(context.version), signature_length(context.version), types, terms
         )
         if context.cosigned is None:
             return prepare_each(payloads, writer.prepare)
@@ -75,8 +80,7 @@ class Hcert(MessageFormat):
     def inspect(self, payload: bytes, terms: ContentTerms) -> None:
         """Checks also whether a QR code holds the text, as signed by a key for ES256."""
         if terms.hcert is not None:
-            claims = _claims(terms.hcert, terms.now)
-            _Writer(_ES256, 64, claims, frozenset(dcc.TYPES), terms).prepare(payload)
+            _Writer(_ES256, 64, frozenset(dcc.TYPES), terms).prepare(payload)
 
     def finish(
         self, prepared: PreparedBatch, signatures: Sequence[bytes], context: FormatContext
@@ -93,16 +97,13 @@ class _Writer:
     """Writes the Sig_structures of a batch; holds what its certificates share."""
 
     def __init__(
-        self,
-        envelope: cose.Envelope,
-        signature: int,
-        claims: bytes,
-        types: frozenset[str],
-        terms: ContentTerms,
+        self, envelope: cose.Envelope, signature: int, types: frozenset[str], terms: ContentTerms
     ) -> None:
         self._envelope, self._signature = envelope, signature
-        self._claims, self._types = claims, types
+        self._types, self._terms = types, terms
         self._content, self._ahead = terms.content, dcc.horizon(terms.now)
+        # The CWT up to what it is about, of certificates that end as the policy says.
+        self._heads = {claim: self._head(claim) for claim in terms.content.claims}
         # Sig_structures up to this length fit without compression: almost all.
         self._fits = sys.maxsize
         if terms.content.qr_level is not None:
@@ -112,25 +113,43 @@ class _Writer:
     def prepare(
         self, payload: bytes, also: Callable[[Mapping[str, object]], None] | None = None
     ) -> bytes:
-        """Returns the bytes to sign; raises PayloadError, also what ``also`` raises of the DCC."""
-        certificate = dcc.read(payload)
-        dcc.check(certificate, self._content, self._ahead)
+        """Returns the bytes to sign; raises PayloadError, also that of ``also`` for a payload."""
+        subject = hcert_claims.read(payload, self._content, self._ahead)
         if also is not None:
-            also(certificate.document)
-        if certificate.type not in self._types:
+            also(subject.document)
+        if subject.type is not None and subject.type not in self._types:
             raise denied(
                 "certificate.extended_key_usage",
-                f"{certificate.type} is not among the extended key usages of the "
-                "signing certificate",
+                f"{subject.type} is not among the extended key usages of the signing certificate",
             )
+        head = self._heads[subject.claim]
+        if subject.expires is not None:
+            self._check_end(subject.expires)
+            head = self._head(subject.claim, subject.expires)
         try:
-            document = cbor.encode(certificate.document, cbor.deterministic)
+            value = cbor.encode(subject.value, cbor.deterministic)
         except cbor.CborError as error:
             raise unreadable(f"payload has {error}") from None
-        to_sign = self._envelope.to_sign(self._claims + document)
+        to_sign = self._envelope.to_sign(head + value)
         if len(to_sign) > self._fits:
             self._check_text(to_sign)
         return to_sign
+
+    def _head(self, claim: HcertClaim, expires: int | None = None) -> bytes:
+        terms = self._terms
+        if terms.hcert is None:
+            raise _unfit(_NO_TERMS)
+        return _claims(terms.hcert, terms.now, hcert_claims.NUMBERS[claim], expires)
+
+    def _check_end(self, expires: int) -> None:
+        """Refuses a link whose end is past, or later than that of any certificate of the key."""
+        hcert, now = self._terms.hcert, self._terms.now
+        if expires <= now:
+            raise unreadable("exp is over already", member="exp")
+        if hcert is not None and expires > now + hcert.validity:
+            days = hcert.validity // 86_400
+            text = f"exp is later than {days} days from now (hcert.validity_days of the policy)"
+            raise unreadable(text, member="exp")
 
     def _check_text(self, to_sign: bytes) -> None:
         """Refuses a text that no QR code of the policy's level holds, before it is signed."""
@@ -148,10 +167,11 @@ class _Writer:
             )
 
 
-def claims_head(claims: Mapping[int, object]) -> bytes:
-    """Returns a CWT up to its DCC: the claims in their order, then -260: {1: (RFC 8392)."""
+def claims_head(claims: Mapping[int, object], number: int = 1) -> bytes:
+    """Returns a CWT up to what it is about: the claims in order, then -260: {number: (RFC 8392)."""
     encoded = [cbor.encode(part, cbor.as_given) for claim in claims.items() for part in claim]
-    return cbor.head(5, len(claims) + 1) + b"".join(encoded) + b"\x39\x01\x03\xa1\x01"
+    inner = b"\x39\x01\x03\xa1" + cbor.encode(number, cbor.as_given)
+    return cbor.head(5, len(claims) + 1) + b"".join(encoded) + inner
 
 
 def text(message: bytes) -> bytes:
@@ -160,7 +180,7 @@ def text(message: bytes) -> bytes:
 
 
 def _issue(context: FormatContext) -> tuple[bytes, frozenset[str]]:
-    """Returns what a batch shares: the CWT up to the DCC, and the types of DCC that it may have.
+    """Returns what a batch shares: a CWT up to a DCC, and the types of DCC that it may have.
 
     Raises CallError if no certificate can be signed.
 
@@ -169,7 +189,7 @@ def _issue(context: FormatContext) -> tuple[bytes, frozenset[str]]:
     """
     version, terms, iat = context.version, context.hcert, context.now
     if terms is None:
-        raise _unfit("the policy gives this key no issuer and validity for HCERT")
+        raise _unfit(_NO_TERMS)
     if not PROPERTIES[version.algorithm].hcert:
         raise _unfit(f"HCERT is signed with ES256 or PS256, not with {version.algorithm}")
     if version.certificate is None:
@@ -189,9 +209,13 @@ def _issue(context: FormatContext) -> tuple[bytes, frozenset[str]]:
     return _claims(terms, iat), types
 
 
-def _claims(terms: HcertTerms, iat: int) -> bytes:
+def _claims(terms: HcertTerms, iat: int, number: int = 1, expires: int | None = None) -> bytes:
     """Returns iss, exp and iat in their deterministic order, with integer times."""
-    return claims_head({1: terms.issuer, 4: iat + terms.validity, 6: iat})
+    exp = iat + terms.validity if expires is None else expires
+    return claims_head({1: terms.issuer, 4: exp, 6: iat}, number)
+
+
+_NO_TERMS = "the policy gives this key no issuer and validity for HCERT"
 
 
 def _unfit(message: str) -> CallError:

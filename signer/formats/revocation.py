@@ -60,7 +60,7 @@ def handles(issuer: str, document: dict[str, Any], algorithm: Algorithm, made: b
 def handles_of_signed(signed: bytes, algorithm: Algorithm, made: bytes) -> Handles:
     """Returns the handles for a Sig_structure that this appliance has made, and its signature."""
     claims = cbor2.loads(cbor2.loads(signed)[3])
-    return handles(claims[1], claims[-260][1], algorithm, made)
+    return handles(claims[1], claims[-260].get(1, {}), algorithm, made)
 
 
 def handles_of_text(text: bytes) -> Handles:

@@ -12,9 +12,18 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from signer.errors import Violation
+from signer.format_terms import ContentSchema
+from signer.json_schema import read_schema
 from signer.model import IDENTIFIER, Role
 from signer.policy.document import FacilityRules, GroupRules, Profile, Rules, StaffRules
-from signer.policy.fit import check_key, check_members, check_profile, check_use, of_unlisted_keys
+from signer.policy.fit import (
+    check_claims,
+    check_key,
+    check_members,
+    check_profile,
+    check_use,
+    of_unlisted_keys,
+)
 from signer.policy.narrow import narrow, profile_terms
 from signer.policy.rules import Facility, Group, Policy, Terms
 from signer.policy.values import serials
@@ -23,7 +32,7 @@ from signer.text import dotted
 
 P = TypeVar("P", bound=StrictModel)
 
-SECTIONS = ("roles", "denied_certificates", "groups", "profiles", "facilities")
+SECTIONS = ("roles", "denied_certificates", "schemas", "groups", "profiles", "facilities")
 REQUIRED = ("profiles", "facilities")  # a truncated file must not be a policy
 
 
@@ -38,8 +47,9 @@ def compile_policy(
     _check_sections(document, problems)
     group_rules = _section(document, "groups", GroupRules, problems)
     profiles: dict[str, Terms] = {}
+    schemas = _schemas(document, problems)
     for name, profile in _section(document, "profiles", Profile, problems).items():
-        profiles[name] = _profile(f"profiles.{name}", profile, problems)
+        profiles[name] = _profile(f"profiles.{name}", profile, schemas, problems)
         _check_cosigners(f"profiles.{name}", profile, document, problems)
     facilities: dict[str, Facility] = {}
     for name, rules in _section(document, "facilities", FacilityRules, problems).items():
@@ -102,10 +112,31 @@ def _is_identifier(path: str, name: str, problems: list[Violation]) -> bool:
     return False
 
 
-def _profile(path: str, rules: Profile, problems: list[Violation]) -> Terms:
+def _schemas(document: Mapping[str, object], problems: list[Violation]) -> dict[str, ContentSchema]:
+    """Returns the JSON schemas of payloads, by their names."""
+    stated = document.get("schemas", {})
+    if not isinstance(stated, dict):
+        problems.append(Violation("schemas", "should be a mapping of names to JSON schemas"))
+        return {}
+    schemas = {}
+    for name, schema in stated.items():
+        if _is_identifier(f"schemas.{name}", name, problems):
+            try:
+                schemas[name] = read_schema(name, schema)
+            except ValueError as error:
+                problems.append(Violation(f"schemas.{name}", str(error)))
+    return schemas
+
+
+def _profile(
+    path: str, rules: Profile, schemas: Mapping[str, ContentSchema], problems: list[Violation]
+) -> Terms:
     check_profile(path, rules, problems)
     check_use(path, rules, rules.formats, problems)
-    return profile_terms(path, rules, problems)
+    terms = profile_terms(path, rules, problems, schemas)
+    if rules.content is not None:
+        check_claims(path, terms.content, problems)
+    return terms
 
 
 def _check_names(
@@ -143,6 +174,8 @@ def _facility(
     path = f"facilities.{name}"
     terms = narrow(replace(profile, facility=name, group=rules.group), path, rules, problems)
     check_use(path, rules, terms.formats, problems)
+    if rules.content is not None and "claims" in rules.content.model_fields_set:
+        check_claims(path, terms.content, problems)
     if terms.delegation and rules.group is None:
         text = f"is missing: {terms.rule('delegation')} lets the group's clients sign"
         problems.append(Violation(f"{path}.group", f"{text}; or state delegation: false"))

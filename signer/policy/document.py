@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, PlainValidator, model_validator
 
 from signer.algorithms import Algorithm
+from signer.format_terms import HcertClaim
 from signer.model import MAX_BATCH_ITEMS, Format
 from signer.policy import values
 from signer.policy.windows import Hours, weekly
@@ -17,6 +18,7 @@ MAX_LIFETIME = 10**15  # signatures of a key version
 Names = Annotated[frozenset[str], PlainValidator(values.names)]
 Principals = Annotated[frozenset[str], PlainValidator(values.principals)]
 Formats = Annotated[frozenset[Format], PlainValidator(values.members(Format))]
+Claims = Annotated[frozenset[HcertClaim], PlainValidator(values.members(HcertClaim))]
 Algorithms = Annotated[frozenset[Algorithm], PlainValidator(values.members(Algorithm))]
 Instant = Annotated[float, PlainValidator(values.instant)]
 Time = Annotated[int, PlainValidator(values.time_of_day)]
@@ -84,7 +86,10 @@ class CosigningRules(StrictModel):
 
 
 class Content(StrictModel):
-    """What payloads must contain; see format_terms.ContentRules."""
+    """What payloads must contain; see format_terms.ContentRules.
+
+    ``dvc_schema`` is the name of one of the policy's schemas.
+    """
 
     countries: Names | None = None
     issuers: Annotated[frozenset[str], PlainValidator(values.composed)] | None = None
@@ -96,6 +101,9 @@ class Content(StrictModel):
     required_members: Names | None = None
     dcc_schema: bool | None = None
     qr_level: Literal["L", "M", "Q", "H"] | None = None
+    claims: Claims | None = None
+    link_hosts: Annotated[frozenset[str], PlainValidator(values.hosts)] | None = None
+    dvc_schema: str | None = None
 
 
 class Rules(StrictModel):

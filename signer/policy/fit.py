@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from signer.algorithms import PROPERTIES, Algorithm
 from signer.errors import Violation
+from signer.format_terms import ContentRules, HcertClaim
 from signer.model import Format
 from signer.policy.document import Content, Profile, Rules
 from signer.policy.rules import Terms
@@ -72,6 +73,23 @@ def check_use(
         for name, used_by in stated
         if not used_by & formats
     )
+
+
+def check_claims(path: str, content: ContentRules, problems: list[Violation]) -> None:
+    """Checks that what HCERTs may be about has the rules it needs, in the terms at ``path``."""
+    claims, where = content.claims, f"{path}.content"
+    if {HcertClaim.DCC, HcertClaim.DVC} <= claims:
+        text = "has DCC and DVC, which are both objects: allow one of them, and links beside it"
+        problems.append(Violation(f"{where}.claims", text))
+    for claim, name, stated in (
+        (HcertClaim.VHL, "link_hosts", bool(content.link_hosts)),
+        (HcertClaim.DVC, "dvc_schema", content.schema is not None),
+    ):
+        if claim in claims and not stated:
+            problems.append(Violation(f"{where}.{name}", f"is missing: the claim {claim} needs it"))
+        elif stated and claim not in claims:
+            text = f"has no effect: {claim} is not in claims"
+            problems.append(Violation(f"{where}.{name}", text))
 
 
 def mixes_certificates(formats: frozenset[Format]) -> bool:

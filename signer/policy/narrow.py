@@ -5,11 +5,18 @@ widens. ``document`` reads what is stated; ``rules.Terms`` holds the values in f
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from signer.errors import Violation
-from signer.format_terms import ContentRules, CosignTerms, HcertTerms, ShcTerms, TimestampTerms
+from signer.format_terms import (
+    ContentRules,
+    ContentSchema,
+    CosignTerms,
+    HcertTerms,
+    ShcTerms,
+    TimestampTerms,
+)
 from signer.model import Storage
 from signer.policy.document import (
     Content,
@@ -50,6 +57,7 @@ class Narrowing:
     path: str
     outer: Terms | None
     problems: list[Violation]
+    schemas: Mapping[str, ContentSchema] = field(default_factory=dict)
 
     def wrong(self, name: str, text: str) -> None:
         self.problems.append(Violation(f"{self.path}.{name}", text))
@@ -62,9 +70,14 @@ class Narrowing:
         return self.outer.rule(name.partition(".")[0]) if self.outer else self.path
 
 
-def profile_terms(path: str, rules: Rules, problems: list[Violation]) -> Terms:
-    """Returns the terms that a profile gives."""
-    at = Narrowing(path, None, problems)
+def profile_terms(
+    path: str,
+    rules: Rules,
+    problems: list[Violation],
+    schemas: Mapping[str, ContentSchema] | None = None,
+) -> Terms:
+    """Returns the terms that a profile gives, in a policy that has these schemas."""
+    at = Narrowing(path, None, problems, schemas or {})
     values: dict[str, Any] = {}
     for rule in RULES:
         stated = getattr(rules, rule.name)
@@ -260,6 +273,18 @@ def _content(at: Narrowing, name: str, mine: Content, outer: ContentRules | None
         # None stated: inherited. An empty set around restricts nothing.
         return _subset(at, f"{name}.{member}", stated, around or None) if stated else around
 
+    schema = outer.schema
+    if mine.dvc_schema is not None and at.outer is None:
+        schema = at.schemas.get(mine.dvc_schema)
+        if schema is None:
+            at.wrong(f"{name}.dvc_schema", f"{mine.dvc_schema} is not in schemas")
+    elif mine.dvc_schema is not None and (schema is None or mine.dvc_schema != schema.name):
+        at.wrong(f"{name}.dvc_schema", "should be that of the profile, or be left out")
+
+    claims = mine.claims or outer.claims
+    if at.outer is not None and (more := claims - outer.claims):
+        at.wider(f"{name}.claims", f"{', '.join(sorted(more))} is not in")
+
     return ContentRules(
         countries=among("countries"),
         issuers=among("issuers"),
@@ -269,6 +294,9 @@ def _content(at: Narrowing, name: str, mine: Content, outer: ContentRules | None
         required_members=outer.required_members | (mine.required_members or frozenset()),
         dcc_schema=dcc_schema,
         qr_level=qr_level,
+        claims=claims,
+        link_hosts=among("link_hosts"),
+        schema=schema,
         paths={**outer.paths, **dict(_paths(f"{at.path}.{name}", mine))},
     )
 
@@ -312,6 +340,9 @@ def _show_content(content: ContentRules) -> dict[str, object]:
         "required_members": sorted(content.required_members),
         "future_dates": None if content.future_dates else False,
         "dcc_schema": None if content.dcc_schema else False,
+        "claims": [] if content.claims == DEFAULT_CONTENT.claims else sorted(content.claims),
+        "link_hosts": sorted(content.link_hosts),
+        "dvc_schema": content.schema and content.schema.name,
         "qr_level": None if content.qr_level == DEFAULT_CONTENT.qr_level else content.qr_level,
     }
     return {name: value for name, value in members.items() if value not in (None, [])}

@@ -22,6 +22,7 @@ WINDOWS = {"second": 1, "minute": 60, "hour": 3600, "day": DAY_SECONDS}  # of qu
 
 _QUOTA = re.compile(r"([1-9]\d{0,2}(?:,\d{3}){1,4}|[1-9]\d{0,14}) per ([a-z]+)")
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
+_HOST = re.compile(r"(?=.{1,253}(?::|\Z))[a-z0-9-]+(?:\.[a-z0-9-]+)+(?::[1-9][0-9]{0,4})?")
 _SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")  # 20 octets at most: RFC 5280, section 4.1.2.2
 
 
@@ -96,6 +97,15 @@ def paths(value: object) -> dict[str, str]:
             if not isinstance(text, str) or not all(text.split(".")):
                 raise ValueError(f"{text} should be a member, or a path with dots as v.0.ci")
     return dict(value)
+
+
+def hosts(value: object) -> frozenset[str]:
+    """Reads hosts of links, in lower case, each with its port if that is not 443."""
+    listed = names(value)
+    for text in sorted(listed):
+        if not _HOST.fullmatch(text):
+            raise ValueError(f"{text} should be a host in lower case, as in records.example.vn")
+    return listed
 
 
 def certificate_types(value: object) -> frozenset[str]:

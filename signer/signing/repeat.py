@@ -18,7 +18,7 @@ from signer.audit.write.log import AuditLog
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import Threads
-from signer.format_terms import FormatContext
+from signer.format_terms import ContentRules, FormatContext
 from signer.formats import FORMATS
 from signer.hsm.front.chunks import Signed
 from signer.model import KeyState, KeyVersion, parse_key_or_version
@@ -165,7 +165,8 @@ class Repeats:
             version,
             intent.now,
             intent.hcert,
-            shc=terms.shc,
+            ContentRules(claims=terms.content.claims),
+            terms.shc,
             timestamp=terms.timestamp,
             call_id=intent.call_id,
         )

@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+from signer import json_schema
 from signer.api import guard, health, operation_service, server, signing_service, wire
 from signer.audit.read import ledger
 from signer.cbor import MAX_INTEGER
 from signer.config import policy_files, strict_yaml
 from signer.config.models import LimitsConfig
 from signer.distinguished_name import _TYPES
-from signer.formats import dcc, jws, payloads, shc
+from signer.formats import dcc, hcert_claims, jws, payloads, shc
 from signer.keys.rows import _MAX_NUMBER
 from signer.model import LARGEST_MESSAGE, MAX_BATCH_ITEMS, MESSAGE_BYTES
 from signer.officers import approval, records
@@ -37,6 +38,8 @@ CODE = {
     "Objects and lists inside each other": payloads.MAX_DEPTH,
     "Integers in JSON": MAX_INTEGER,
     "Validity of a health certificate": document.MAX_VALIDITY_DAYS,
+    "Label of a health link": hcert_claims.MOST_LABEL,
+    "Schemas inside a JSON schema of the policy": json_schema.MOST_PARTS,
     "Number of a version": _MAX_NUMBER,
     "A name in a request": signing_service.MAX_NAME_BYTES,
     "Lines of an enrolment": enrolment_table.MAX_ROWS,

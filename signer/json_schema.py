@@ -1,0 +1,152 @@
+"""JSON schemas of payloads: which ones are accepted, and what of a payload breaks one.
+
+Officers write schemas, callers write payloads. A schema is bounded, so that no payload takes long:
+references lead to the schema itself and not in a circle, and it has no regular expressions.
+Faults name members and keywords of the schema, never a value of the payload.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime
+from functools import partial
+from typing import Any
+
+import jsonschema
+import referencing
+
+from signer.format_terms import ContentSchema, PayloadFault
+
+_DRAFTS: Mapping[str, Any] = {
+    "https://json-schema.org/draft/2020-12/schema": jsonschema.Draft202012Validator,
+    "http://json-schema.org/draft-07/schema": jsonschema.Draft7Validator,
+}
+_NEWEST = next(iter(_DRAFTS))
+MOST_PARTS = 10_000
+"""Schemas inside a schema, those that references lead to counted each time."""
+
+_NAMED = frozenset({"properties", "$defs", "definitions"})  # mappings of names to schemas
+_LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_ONE = frozenset({"items", "additionalProperties", "not", "if", "then", "else"})
+_VALUES = frozenset(
+    {
+        *("type", "enum", "const", "required", "format", "dependentRequired"),
+        *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    }
+)
+_NOTES = frozenset(
+    {
+        *("$schema", "$id", "$comment", "title", "description", "default", "examples"),
+        *("deprecated", "readOnly", "writeOnly"),
+    }
+)
+_KNOWN = _NAMED | _LISTED | _ONE | _VALUES | _NOTES | {"$ref"}
+
+
+class BadSchema(ValueError):
+    """A JSON schema that is not accepted; it says what in it is wrong, and where."""
+
+
+def read_schema(name: str, schema: object) -> ContentSchema:
+    """Returns a schema that payloads can be compared with. Raises BadSchema."""
+    if not isinstance(schema, dict):
+        raise BadSchema("should be a mapping: a JSON schema")
+    draft = str(schema.get("$schema", _NEWEST)).rstrip("#")
+    if draft not in _DRAFTS:
+        raise BadSchema(f"has another $schema: it should be one of {', '.join(_DRAFTS)}")
+    kind = _DRAFTS[draft]
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        place = ".".join(map(str, error.absolute_path)) or "it"
+        raise BadSchema(f"is not a JSON schema: {place} breaks {error.validator}") from None
+    names: set[str] = set()
+    for parts, part in enumerate(_parts(schema, schema, (), ())):
+        if parts >= MOST_PARTS:
+            raise BadSchema(f"has more than {MOST_PARTS} schemas inside each other")
+        names |= part.get("properties", {}).keys()
+    checker = kind(schema, format_checker=_FORMATS, registry=referencing.Registry())
+    return ContentSchema(name, partial(_fault, checker, frozenset(names)))
+
+
+def _parts(
+    schema: Any, whole: Mapping[str, Any], place: tuple[str, ...], within: tuple[str, ...]
+) -> Iterator[Mapping[str, Any]]:
+    """Yields a valid schema and all inside of it; ``within`` are the references that lead here."""
+    if isinstance(schema, bool):
+        return
+    where = f"{'.'.join(place)} " if place else ""
+    for keyword in sorted(schema.keys() - _KNOWN):
+        raise BadSchema(f"{where}has {keyword}, which is not checked here: leave it out")
+    if place and "$id" in schema:
+        raise BadSchema(f"{where}has $id: only the whole schema may have one")
+    yield schema
+    for name, each in _inner(schema):
+        yield from _parts(each, whole, (*place, name), within)
+    if reference := schema.get("$ref"):
+        if reference in within:
+            raise BadSchema(f"{where}refers to {reference}, which it is in")
+        target = _target(reference, whole, where)
+        yield from _parts(target, whole, (*place, "$ref"), (*within, reference))
+
+
+def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the schemas directly inside of one, with where they are."""
+    for keyword, value in schema.items():
+        if keyword in _NAMED:
+            yield from ((f"{keyword}.{name}", each) for name, each in value.items())
+        elif keyword in _LISTED or (keyword == "items" and isinstance(value, list)):
+            yield from ((f"{keyword}.{index}", each) for index, each in enumerate(value))
+        elif keyword in _ONE:
+            yield keyword, value
+
+
+def _target(reference: str, whole: Mapping[str, Any], where: str) -> Any:
+    """Returns what a reference leads to; raises BadSchema."""
+    if not reference.startswith("#/"):
+        raise BadSchema(f"{where}refers to {reference}: references should begin with #/")
+    found: Any = whole
+    for step in reference[2:].split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(found, dict) or name not in found:
+            raise BadSchema(f"{where}refers to {reference}, which the schema does not have")
+        found = found[name]
+    if not isinstance(found, dict | bool):
+        raise BadSchema(f"{where}refers to {reference}, which is not a schema")
+    return found
+
+
+def _fault(checker: Any, names: frozenset[str], document: object) -> PayloadFault | None:
+    """Returns the first thing in which a document breaks the schema."""
+    error = next(checker.iter_errors(document), None)
+    if error is None:
+        return None
+    path = [str(p) if isinstance(p, int) or p in names else "*" for p in error.absolute_path]
+    if error.validator == "required":
+        absent = [name for name in error.validator_value if name not in error.instance]
+        return PayloadFault(".".join([*path, *absent[:1]]), "is missing")
+    if error.validator == "type":
+        kinds = error.validator_value
+        listed = kinds if isinstance(kinds, str) else " or ".join(kinds)
+        return PayloadFault(".".join(path), f"should be of the type {listed}")
+    return PayloadFault(".".join(path), f'breaks "{error.validator}" of the schema')
+
+
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
+
+
+def _is_date(value: object) -> bool:
+    """Whether a text is a day of the calendar; other values are not checked."""
+    return not isinstance(value, str) or bool(_DATE.fullmatch(value) and date.fromisoformat(value))
+
+
+def _is_time(value: object) -> bool:
+    """Whether a text is a time with an offset; other values are not checked."""
+    if not isinstance(value, str):
+        return True
+    return bool(_TIME.fullmatch(value) and datetime.fromisoformat(value))
+
+
+_FORMATS = jsonschema.FormatChecker(formats=())
+_FORMATS.checkers = {"date": (_is_date, ValueError), "date-time": (_is_time, ValueError)}
