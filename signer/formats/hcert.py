@@ -101,9 +101,11 @@ class _Writer:
     ) -> None:
         self._envelope, self._signature = envelope, signature
         self._types, self._terms = types, terms
-        self._content, self._ahead = terms.content, dcc.horizon(terms.now)
+        self._content = terms.content
+        self._read = hcert_claims.reader(terms.content, dcc.horizon(terms.now))
         # The CWT up to what it is about, of certificates that end as the policy says.
-        self._heads = {claim: self._head(claim) for claim in terms.content.claims}
+        numbers = [hcert_claims.NUMBERS[claim] for claim in terms.content.claims]
+        self._heads = {number: self._head(number) for number in numbers}
         # Sig_structures up to this length fit without compression: almost all.
         self._fits = sys.maxsize
         if terms.content.qr_level is not None:
@@ -114,7 +116,7 @@ class _Writer:
         self, payload: bytes, also: Callable[[Mapping[str, object]], None] | None = None
     ) -> bytes:
         """Returns the bytes to sign; raises PayloadError, also that of ``also`` for a payload."""
-        subject = hcert_claims.read(payload, self._content, self._ahead)
+        subject = self._read(payload)
         if also is not None:
             also(subject.document)
         if subject.type is not None and subject.type not in self._types:
@@ -122,10 +124,10 @@ class _Writer:
                 "certificate.extended_key_usage",
                 f"{subject.type} is not among the extended key usages of the signing certificate",
             )
-        head = self._heads[subject.claim]
+        head = self._heads[subject.number]
         if subject.expires is not None:
             self._check_end(subject.expires)
-            head = self._head(subject.claim, subject.expires)
+            head = self._head(subject.number, subject.expires)
         try:
             value = cbor.encode(subject.value, cbor.deterministic)
         except cbor.CborError as error:
@@ -135,11 +137,11 @@ class _Writer:
             self._check_text(to_sign)
         return to_sign
 
-    def _head(self, claim: HcertClaim, expires: int | None = None) -> bytes:
+    def _head(self, number: int, expires: int | None = None) -> bytes:
         terms = self._terms
         if terms.hcert is None:
             raise _unfit(_NO_TERMS)
-        return _claims(terms.hcert, terms.now, hcert_claims.NUMBERS[claim], expires)
+        return _claims(terms.hcert, terms.now, number, expires)
 
     def _check_end(self, expires: int) -> None:
         """Refuses a link whose end is past, or later than that of any certificate of the key."""

@@ -8,7 +8,8 @@ that of IHE's Verifiable Health Links (ITI VHL), with the payload of HL7's SMART
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from signer.format_terms import ContentRules, HcertClaim
@@ -27,36 +28,41 @@ _URL = re.compile(r"https://([A-Za-z0-9.-]+(?::[0-9]{1,5})?)/[!-~]*")
 
 
 class Subject(NamedTuple):
-    """What one certificate is about: ``value`` is what its claim has.
+    """What one certificate is about: ``value`` is what the claim with this ``number`` has.
 
     ``document`` has members by which it can be compared with another record. ``type`` is that of a
     DCC. ``expires`` is the time of a link's own end, in seconds since the epoch.
     """
 
-    claim: HcertClaim
+    number: int
     value: object
     document: Mapping[str, Any]
     type: str | None = None
     expires: int | None = None
 
 
-def read(payload: bytes, rules: ContentRules, ahead: dcc.Horizon) -> Subject:
-    """Reads a payload as one of the claims that a key may sign; raises PayloadError.
+def reader(rules: ContentRules, ahead: dcc.Horizon) -> Callable[[bytes], Subject]:
+    """Returns what reads payloads as a claim that a key may sign, and raises PayloadError.
 
     A link begins with ``vhlink:/``; an object is a DCC or DVC, of which a policy allows one.
     """
-    if payload.startswith(LINK):
-        return _link(payload, rules)
-    if HcertClaim.DVC in rules.claims:
-        return _by_schema(payload, rules)
-    if HcertClaim.DCC not in rules.claims:
-        raise unreadable(
-            f"payload should be a link that begins with {LINK.decode()}", rule=rules.path("claims")
-        )
-    certificate = dcc.read(payload)
-    dcc.check(certificate, rules, ahead)
-    document = certificate.document
-    return Subject(HcertClaim.DCC, document, document, certificate.type)
+    number = NUMBERS[HcertClaim.DCC]
+
+    def certificate(payload: bytes) -> Subject:
+        read = dcc.read(payload)
+        dcc.check(read, rules, ahead)
+        return Subject(number, read.document, read.document, read.type)
+
+    objects: Callable[[bytes], Subject] = partial(_no_object, rules=rules)
+    if HcertClaim.DCC in rules.claims:
+        objects = certificate
+    elif HcertClaim.DVC in rules.claims:
+        objects = partial(_by_schema, rules=rules)
+
+    def read(payload: bytes) -> Subject:
+        return _link(payload, rules) if payload.startswith(LINK) else objects(payload)
+
+    return read
 
 
 def read_link(text: bytes) -> dict[str, Any]:
@@ -81,6 +87,11 @@ def host_of(link: Mapping[str, Any]) -> str:
     return match[1].lower() if match else ""
 
 
+def _no_object(_payload: bytes, rules: ContentRules) -> Subject:
+    text = f"payload should be a link that begins with {LINK.decode()}"
+    raise unreadable(text, rule=rules.path("claims"))
+
+
 def _link(payload: bytes, rules: ContentRules) -> Subject:
     if HcertClaim.VHL not in rules.claims:
         raise denied(rules.path("claims"), "content rule claims: VHL is not allowed with this key")
@@ -90,7 +101,7 @@ def _link(payload: bytes, rules: ContentRules) -> Subject:
     if rules.link_hosts and host_of(link) not in rules.link_hosts:
         rule = rules.path("link_hosts")
         raise denied(rule, "content rule link_hosts: the host of url is not an allowed one")
-    return Subject(HcertClaim.VHL, payload.decode("ascii"), link, expires=link["exp"])
+    return Subject(NUMBERS[HcertClaim.VHL], payload.decode("ascii"), link, expires=link["exp"])
 
 
 def _by_schema(payload: bytes, rules: ContentRules) -> Subject:
@@ -101,7 +112,7 @@ def _by_schema(payload: bytes, rules: ContentRules) -> Subject:
     if rules.schema is not None and (wrong := rules.schema.fault(document)) is not None:
         text = f"{wrong.member or 'payload'} {wrong.text}"
         raise unreadable(text, member=wrong.member, rule=rules.path("dvc_schema"))
-    return Subject(HcertClaim.DVC, document, document)
+    return Subject(NUMBERS[HcertClaim.DVC], document, document)
 
 
 def _is_flag(value: object) -> bool:
