@@ -13,6 +13,7 @@ GUIDES = (
     "docs/clients/tools.md",
     "docs/formats.md",
     "docs/officers.md",
+    "docs/gdhcn.md",
     "docs/auditing.md",
 )
 """These use one appliance, in this order."""
