@@ -5,7 +5,8 @@ Wrong configuration and ambiguous tokens are refused here, before anything liste
 
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from signer.api.control_service import ControlService
@@ -20,7 +21,7 @@ from signer.api.signing_service import SigningService
 from signer.api.streams import Streams
 from signer.api.tls import Certificates
 from signer.audit.read.ledger import Ledger
-from signer.clock import Clock, FlooredClock
+from signer.clock import FlooredClock
 from signer.config.models import Config, LimitsConfig, load_config
 from signer.daemon.accounts import Accounts
 from signer.daemon.audit_log import DaemonLog, audit_key, open_log
@@ -35,7 +36,7 @@ from signer.event_loop import EventLoop, Threads, Turns
 from signer.events import ConnectionsLimited, Events, Handlers
 from signer.hsm.front.admin import AdminWorkers
 from signer.hsm.front.pool import Pool
-from signer.hsm.front.process import token_spec
+from signer.hsm.front.process import WorkerProcess, token_spec
 from signer.hsm.front.service import Hsm
 from signer.hsm.latch import make_state
 from signer.keys.registry import Registry
@@ -58,6 +59,7 @@ from signer.signing.messages import Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import Served
 
+SPARES = 2  # workers of each token that are spawned first of all
 RECEIVING, RECEIVING_PER_CLIENT = 64, 4
 """Messages that are received at once; each may have up to `limits.message_bytes`."""
 
@@ -116,6 +118,7 @@ def _native_lines(events: Events) -> NativeLines | None:
 
 def _core(base: Base, refused: ExitStack, *, override_audit: bool, development: bool) -> Core:
     config, clock, loop, events = base.config, base.clock, base.loop, base.events
+    spares = _spares(config, refused)
     registry = Registry.open(config.registry)
     refused.callback(registry.close)
     certificates = Certificates(config.tls, clock.machine)
@@ -131,7 +134,7 @@ def _core(base: Base, refused: ExitStack, *, override_audit: bool, development: 
     # What calls and workers emit is recorded as well.
     recorded = Events(*base.listeners, records.daemon_log.handlers)
 
-    hsm = _hsm(config, loop, clock, recorded, served)
+    hsm = _hsm(base, recorded, served, spares)
     sealing = Sealing(
         config.audit, records.log, key, hsm=hsm, loop=loop, clock=clock, events=events
     )
@@ -205,7 +208,26 @@ def _begin(base: Base, registry: Registry, records: Records, *, development: boo
     )
 
 
-def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events, served: Served) -> Hsm:
+def _spares(config: Config, refused: ExitStack) -> dict[str, list[WorkerProcess]]:
+    """Spawns the first workers of each token, which open it later.
+
+    Their interpreters start while this process reads registry, policy and log.
+    """
+    spares: dict[str, list[WorkerProcess]] = {token.label: [] for token in config.tokens}
+    for token in config.tokens:
+        for _ in range(min(token.workers, SPARES)):
+            with suppress(OSError):  # later there may be room for a process
+                spare = WorkerProcess.spawn(token_spec(token, config.state))
+                spares[token.label].append(spare)
+                refused.callback(spare.end)
+                refused.callback(spare.kill)  # first: it has logged in nowhere
+    return spares
+
+
+def _hsm(
+    base: Base, events: Events, served: Served, spares: Mapping[str, Sequence[WorkerProcess]]
+) -> Hsm:
+    config = base.config
     make_state(config.state)
     return Hsm(
         {
@@ -215,10 +237,11 @@ def _hsm(config: Config, loop: EventLoop, clock: Clock, events: Events, served: 
                 start_seconds=token.start_seconds,
                 hang_seconds=token.hang_seconds,
                 max_queued=config.limits.queued_items,
-                loop=loop,
+                loop=base.loop,
                 events=events,
-                clock=clock,
+                clock=base.clock,
                 keys=lambda: served.snapshot.keys,
+                spares=spares[token.label],
             )
             for token in config.tokens
         }

@@ -24,6 +24,7 @@ from signer.events import (
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Chunk, Part, Portion, kind_of
+from signer.hsm.front.process import WorkerProcess
 from signer.hsm.front.scheduler import Costs, Pace, Scheduler
 from signer.hsm.front.slot import Slot, WorkerEnd
 from signer.hsm.front.stops import Stops
@@ -78,14 +79,23 @@ class Dispatcher:
         events: Events,
         clock: Clock,
         breaker: Breaker,
+        spares: Sequence[WorkerProcess] = (),
     ) -> None:
         self.breaker = breaker
         self.costs = Costs(clock)
         self.scheduler = Scheduler(self.costs.estimate)
         self.pace = Pace()
         self.stops = Stops()
+        waiting = iter(spares)
         self.slots = [
-            Slot(spec, self, start_seconds=start_seconds, hang_seconds=hang_seconds, clock=clock)
+            Slot(
+                spec,
+                self,
+                start_seconds=start_seconds,
+                hang_seconds=hang_seconds,
+                clock=clock,
+                spare=next(waiting, None),
+            )
             for _ in range(workers)
         ]
         self.failed = ""  # why no worker serves, until one does

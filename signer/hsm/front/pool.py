@@ -18,6 +18,7 @@ from signer.events import BreakerClosed, Events, stages
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import LATE, Batch, Signed, SignJob, kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, WRONG, Dispatcher
+from signer.hsm.front.process import WorkerProcess
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
@@ -83,8 +84,12 @@ class Pool:
         events: Events,
         clock: Clock,
         keys: Callable[[], Iterable[KeyVersion]] = tuple,
+        spares: Sequence[WorkerProcess] = (),
     ) -> None:
-        """``keys`` returns the versions of which one may sign a canary."""
+        """``keys`` returns the versions of which one may sign a canary.
+
+        ``spares`` are workers that were spawned already; see Slot.
+        """
         self.token = spec.label
         self.breaker = Breaker()
         self._keys, self._clock, self._canary_seconds = keys, clock, hang_seconds + 1
@@ -102,6 +107,7 @@ class Pool:
             events=events,
             clock=clock,
             breaker=self.breaker,
+            spares=spares,
         )
         self._scheduler = self._dispatcher.scheduler
 

@@ -49,7 +49,14 @@ class WorkerProcess:
 
     @classmethod
     def start(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> "WorkerProcess":
-        """Spawns a worker (never forks: this process has threads) and sends it its token.
+        """Spawns a worker and sends it its token; see ``spawn``."""
+        process = cls.spawn(spec, keeps=keeps)
+        process.configure(spec)
+        return process
+
+    @classmethod
+    def spawn(cls, spec: TokenSpec, *, keeps: tuple[int, ...] = ()) -> "WorkerProcess":
+        """Spawns a worker (never forks: this process has threads), which waits for its token.
 
         The worker ``keeps`` these descriptors open until it ends. Raises OSError if
         the system has no room for another process.
@@ -71,9 +78,12 @@ class WorkerProcess:
         except OSError:
             channel.close()
             raise
-        with contextlib.suppress(Closed):  # it died at once: its reader reports that
-            channel.send(FrameKind.CONFIGURE, pack_json(asdict(spec)))
         return cls(process, channel, heartbeat)
+
+    def configure(self, spec: TokenSpec) -> None:
+        """Sends it its token, which it opens then."""
+        with contextlib.suppress(Closed):  # it died at once: its reader reports that
+            self.channel.send(FrameKind.CONFIGURE, pack_json(asdict(spec)))
 
     def kill(self) -> None:
         """Kills a hung worker; its reader sees the socket close."""

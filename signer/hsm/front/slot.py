@@ -89,8 +89,12 @@ class Slot:
         start_seconds: float,
         hang_seconds: float,
         clock: Clock,
+        spare: WorkerProcess | None = None,
     ) -> None:
-        """Takes how long one call of the module may take at a start and afterwards."""
+        """Takes how long one call of the module may take at a start and afterwards.
+
+        ``spare`` is a worker that was spawned already and waits for its token: the first one.
+        """
         self.state = "starting"
         self.reason = ""
         self.starts = 0
@@ -100,7 +104,7 @@ class Slot:
         self.inventory = b""  # digest of the keys in the index of the last worker
         self.process: WorkerProcess | None = None
         self.link: Link | None = None
-        self._spec = spec
+        self._spec, self._spare = spec, spare
         self._owner = owner
         self._start_seconds, self._hang_seconds = start_seconds, hang_seconds
         self._clock = clock
@@ -194,7 +198,7 @@ class Slot:
         self._missed.clear()
         self._report, self._beats = None, 0
         try:
-            process = await in_thread("worker-start", lambda: WorkerProcess.start(self._spec))
+            process = await in_thread("worker-start", self._start)
         except OSError as error:
             self.state = "failed"
             return WorkerEnd(FailureKind.DIED, f"no worker can be started: {error.strerror}")
@@ -223,6 +227,14 @@ class Slot:
         await asyncio.wait([reaping], timeout=REAP_SECONDS)
         self.process = None
         return end if end.text else end._replace(text=f"the worker {process.fate}")
+
+    def _start(self) -> WorkerProcess:
+        """Starts a worker, in a thread; raises OSError."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return WorkerProcess.start(self._spec)
+        spare.configure(self._spec)
+        return spare
 
     def _finish(self, end: WorkerEnd) -> None:
         """Ends the service of the present worker: at once, not when it is reaped."""

@@ -73,3 +73,21 @@ def test_nobody_waits_for_a_killed_worker_that_does_not_end(
     held.free.set()
     assert held.reaped.wait(20)
     started.end()
+
+
+def test_a_worker_that_waits_for_its_token_opens_it_once_it_knows_it(spec: TokenSpec) -> None:
+    worker = WorkerProcess.spawn(spec)
+    worker.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.process.wait(0.1)
+    worker.configure(spec)
+    kind, body = worker.channel.receive()
+    worker.end()
+    assert kind is FrameKind.FATAL
+    assert b"absent.so cannot be loaded" in bytes(body)
+
+
+def test_a_worker_that_waits_leaves_with_its_front_process(spec: TokenSpec) -> None:
+    worker = WorkerProcess.spawn(spec)
+    worker.channel.close()
+    assert worker.process.wait(60) == 0
