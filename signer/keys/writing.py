@@ -62,6 +62,18 @@ _ADD_WRAPPED = sa.insert(wrapped_keys)
 _WRAPPING_IN_USE = sa.select(wrapping_keys.c.id).where(
     wrapping_keys.c.id == sa.bindparam("identity"), wrapping_keys.c.destroyed.is_(False)
 )
+_CHANGE = (
+    sa.update(key_versions)
+    .where(
+        key_versions.c.token == sa.bindparam("at_token"),
+        key_versions.c.cka_id == sa.bindparam("at_id"),
+        *(
+            key_versions.c[name].is_not_distinct_from(sa.bindparam(f"was_{name}"))
+            for name in _MUTABLE
+        ),
+    )
+    .values({name: sa.bindparam(f"new_{name}") for name in (*_MUTABLE, "revision")})
+)
 _LOCK = sa.update(revision).values(value=revision.c.value)
 # No row of a version takes the revision far: what somebody puts there is set back instead.
 _NEWEST = sa.select(sa.cast(sa.func.max(key_versions.c.revision), sa.BigInteger)).where(
@@ -286,19 +298,13 @@ class Writing:
             ) from None
 
     def _change(self, before: KeyVersion, after: KeyVersion) -> None:
-        statement = (
-            sa.update(key_versions)
-            .where(
-                key_versions.c.token == before.token,
-                key_versions.c.cka_id == before.cka_id,
-                *(
-                    key_versions.c[name].is_not_distinct_from(getattr(before, name))
-                    for name in _MUTABLE
-                ),
+        values = {"at_token": before.token, "at_id": before.cka_id, "new_revision": self.revision}
+        for name in _MUTABLE:
+            values[f"was_{name}"], values[f"new_{name}"] = (
+                getattr(before, name),
+                getattr(after, name),
             )
-            .values({name: getattr(after, name) for name in _MUTABLE} | {"revision": self.revision})
-        )
-        if self.connection.execute(statement).rowcount != 1:
+        if self.connection.execute(_CHANGE, values).rowcount != 1:
             raise ChangedMeanwhileError(
                 f"{before.name} has changed meanwhile, or no longer exists: look at it again,"
                 " then repeat"
