@@ -88,12 +88,13 @@ class Case:
         return self.callers if self.window else 1
 
 
-_RECORDS, _OTHER, _STRICT, _DCC, _DOCUMENTS = (
+_RECORDS, _OTHER, _STRICT, _DCC, _DOCUMENTS, _DIGEST = (
     KeyName("01-001", "records"),
     KeyName("01-002", "records"),
     KeyName("strict", "records"),
     KeyName("moh", "dcc"),
     KeyName("moh", "documents"),
+    KeyName("moh", "digest"),
 )
 _LOAD_KEYS = "l-"
 _USES = 4  # of each wrapped key by two workers: of 16 keys, one is not unwrapped yet in one of them
@@ -128,7 +129,7 @@ def _wrapped(name: str, title: str, count: int) -> Case:
     Random(0).shuffle(keys)  # noqa: S311  the order only has to be none
     title = f"{title}, one item a call, 16 callers"
     more = {"keys": keys, "slices": 4, "warm_up": 1.0, "uses": _USES}
-    return _single(name, title, 16, wrapped=True, loop_key=_DCC, **more)
+    return _single(name, title, 16, wrapped=True, loop_key=_DIGEST, **more)
 
 
 def _flood(name: str, title: str, p99_ms: float, *floods: Flood, **more: object) -> Case:

@@ -146,6 +146,7 @@ facilities:
         algorithms: [ES256]
       digest:
         formats: [DIGEST]
+        storage: token          # what `signer bench` compares with
       documents:
         formats: [CMS, CMS_DIGEST]
       tsa:

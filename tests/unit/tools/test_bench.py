@@ -359,7 +359,7 @@ def test_each_key_is_used_before_the_first_slice() -> None:
     contender: Any = SimpleNamespace(front_cpu=lambda: 0.0)
     LoadedContender(case, contender, measuring, [], None).use_keys()
     assert client.paces == [None] * 3, "3,800 items each"
-    assert [str(key) for key in case.loop_keys] == ["facilities/moh/keys/dcc"]
+    assert [str(key) for key in case.loop_keys] == ["facilities/moh/keys/digest"]
     assert BY_NAME["single-1"].loop_keys == BY_NAME["single-1"].keys
     assert {*BY_NAME["wrapped-15000"].keys} == {*load_keys(15_000)}
 
