@@ -29,7 +29,7 @@ _CKA_CLASS, _CKA_TOKEN, _CKA_PRIVATE, CKA_LABEL, CKA_ID = 0x000, 0x001, 0x002, 0
 _CKA_KEY_TYPE, _CKA_SENSITIVE, _CKA_EXTRACTABLE, _CKA_SIGN = 0x100, 0x103, 0x162, 0x108
 _CKA_WRAP = 0x106
 _OTHER_USES = (0x105, 0x107, 0x109, 0x10C)  # CKA_DECRYPT, _UNWRAP, _SIGN_RECOVER, _DERIVE
-CKO_PRIVATE_KEY, CKO_SECRET_KEY = bytes(_ULONG(3)), bytes(_ULONG(4))
+CKO_PUBLIC_KEY, CKO_PRIVATE_KEY, CKO_SECRET_KEY = (bytes(_ULONG(each)) for each in (2, 3, 4))
 _TRUE, _FALSE = b"\1", b"\0"
 _KEY_TYPES = {  # CKK_EC, CKK_EC_EDWARDS, CKK_RSA
     Algorithm.ES256: bytes(_ULONG(0x03)),
@@ -349,7 +349,11 @@ class Objects:
 
         By one call: python-pkcs11 reads ten attributes of each of them afterwards.
         """
-        struct, halves = _Mechanism(mechanism, None, 0), (_Template(public), _Template(private))
+        struct = _Mechanism(mechanism, None, 0)
+        halves = (
+            _Template({_CKA_CLASS: CKO_PUBLIC_KEY, **public}),
+            _Template({_CKA_CLASS: CKO_PRIVATE_KEY, **private}),
+        )
         made = (_ULONG * 2)()
         at = ctypes.addressof(made)
         self._call(
