@@ -6,15 +6,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from signer.algorithms import Algorithm
 from signer.config.policy_documents import PolicyText
 from signer.config.policy_files import PolicyFile, policy_files, policy_text
 from signer.errors import ConfigError, OperatorError
 from signer.keys import lifecycle
-from signer.keys.lifecycle import TokenAdmin, cka_id_of, make_version
-from signer.model import Format, KeyVersion
+from signer.keys.lifecycle import NewKey, TokenAdmin, cka_id_of, make_version
+from signer.model import Format, KeyName, KeyVersion
 from signer.officers.kinds.base import Effects, OperationKind, Pair, Work, shortened
 from signer.officers.kinds.create_key import save_made, try_out
-from signer.officers.kinds.enrolment_table import EnrolmentRow, Mistake, read_rows, read_table
+from signer.officers.kinds.enrolment_table import (
+    EnrolmentRow,
+    Mistake,
+    WrongRow,
+    read_rows,
+    read_table,
+)
 from signer.officers.kinds.operation_context import OperationContext, OperationError
 from signer.officers.kinds.policy_change import WRITTEN, PutPolicy, replaced_problems, unwritten
 from signer.officers.kinds.storing import is_stored, place_text, storage_problems, wrapping_key_of
@@ -45,10 +52,10 @@ class EnrolKind(OperationKind[Enrol]):
     names = "csv_sha256"
 
     def complete(self, details: Enrol, context: OperationContext) -> Enrol:
-        rows, mistakes = read_table(context.attachment)
+        rows, wrong, mistakes = read_table(context.attachment)
         sha256 = hashlib.sha256(context.attachment).hexdigest()
         file = _file_of(sha256)
-        text = enrolled(rows, file, context, mistakes)
+        text = enrolled(rows, file, context, wrong, mistakes)
         facilities, keys = _counts(rows)
         token, names = context.token(details.token), [row.new.name for row in rows]
         return Enrol(
@@ -191,26 +198,29 @@ def enrolled(
     rows: Sequence[EnrolmentRow],
     file: str,
     context: OperationContext,
+    unread: Sequence[WrongRow] = (),
     mistakes: Sequence[Mistake] = (),
 ) -> PolicyText:
     """Returns the policy in force with the facilities of a CSV.
 
     The result is checked like any policy, and that each key's algorithm is allowed. Raises
-    OperationError with all that is wrong, and with ``mistakes``, which were found before.
+    OperationError with all that is wrong, also in lines that are ``unread``, and with ``mistakes``,
+    which were found before.
     """
-    wrong = [*mistakes, *_known(rows, context)]
+    wrong = [*mistakes, *_known([*rows, *unread], context), *_existing(rows, context)]
     files, others = policy_files(context.policy.text), list[str]()
     new = [row for row in rows if row.facility not in context.policy.policy.facilities]
     made: PolicyText | None = None
     if any(existing.name == file for existing in files):
         others.append(f"{file} is in the policy already: this CSV was enrolled before")
-    elif new:
-        merged = sorted([*files, PolicyFile(file, _policy_file(new).encode())])
+    elif new or unread:
+        tried = [_tried(row) for row in unread]
+        merged = sorted([*files, PolicyFile(file, _policy_file([*new, *tried]).encode())])
         try:
             made = context.read_policy(policy_text(merged))
             wrong += _unfit(new, made)
         except ConfigError as error:
-            lines = {row.facility: row.line for row in reversed(new)}
+            lines = {row.facility: row.line for row in reversed([*new, *tried])}
             for problem in error.problems:
                 facility, _, field = problem.field.removeprefix("facilities.").partition(".")
                 text = str(replace(problem, field=field))
@@ -252,16 +262,28 @@ def _counts(rows: Sequence[EnrolmentRow]) -> tuple[int, int]:
     return len({row.facility for row in rows}), len(rows)
 
 
-def _known(rows: Sequence[EnrolmentRow], context: OperationContext) -> Iterator[Mistake]:
-    """Yields the lines that name an existing facility or key, or what is not in the policy."""
+def _tried(row: WrongRow) -> EnrolmentRow:
+    """Returns a line that cannot be used as one of which the policy judges the profile."""
+    name = f"line-{row.line}-of-the-csv"
+    new = NewKey(KeyName(name, "key"), Algorithm.ES256)
+    return EnrolmentRow(row.line, name, "", row.profile, (f"spiffe://{name}/client",), (), "", new)
+
+
+def _known(rows: Sequence[EnrolmentRow | WrongRow], context: OperationContext) -> Iterator[Mistake]:
+    """Yields the lines that name an existing facility, or what is not in the policy."""
     policy, officers = context.policy.policy, context.state.officers
-    for index, row in enumerate(rows):
+    for row in rows:
         if row.facility in policy.facilities:
             yield Mistake(row.line, f"facility {row.facility} is in the policy already")
         if row.group and row.group not in policy.groups:
             yield Mistake(row.line, f"group {row.group} is not in the policy")
         for who in sorted({*row.clients} & officers.keys()):
             yield Mistake(row.line, f"{who} is an officer, who must not be a client")
+
+
+def _existing(rows: Sequence[EnrolmentRow], context: OperationContext) -> Iterator[Mistake]:
+    """Yields the lines that name an existing key, which this operation has not made."""
+    for index, row in enumerate(rows):
         existing = context.state.keys.version(row.new.name, 1)
         ours = existing and existing.cka_id == cka_id_of(context.executing, index)
         if existing is not None and not (context.executing and ours) and not _adopted(row, context):

@@ -42,6 +42,16 @@ class EnrolmentRow(NamedTuple):
         return self.group, self.profile, self.clients, self.quotas, self.hours
 
 
+class WrongRow(NamedTuple):
+    """A line that cannot be used, with what the policy may find wrong in it besides."""
+
+    line: int
+    facility: str
+    group: str
+    profile: str
+    clients: tuple[str, ...]
+
+
 class Mistake(NamedTuple):
     """What is wrong in a line of the CSV."""
 
@@ -59,16 +69,17 @@ def read_rows(content: bytes) -> tuple[EnrolmentRow, ...]:
     The last one is kept: an enrolment is written and judged in hundreds of parts, and to read
     15,000 lines takes longer than to create the keys of a part.
     """
-    rows, mistakes = read_table(content)
+    rows, _, mistakes = read_table(content)
     if mistakes:
         raise OperationError(*map(str, mistakes))
     return tuple(rows)
 
 
-def read_table(content: bytes) -> tuple[list[EnrolmentRow], list[Mistake]]:
-    """Reads a CSV, with commas, semicolons or tabs: the lines that can be used, and all mistakes.
+def read_table(content: bytes) -> tuple[list[EnrolmentRow], list[WrongRow], list[Mistake]]:
+    """Reads a CSV, with commas, semicolons or tabs.
 
-    Raises OperationError if it has no lines or not the columns.
+    Returns the lines that can be used, the others that have all cells, and all mistakes. Raises
+    OperationError if it has no lines or not the columns.
     """
     if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) or b"\0" in content:
         raise OperationError("attachment: is in UTF-16: save it as CSV in UTF-8")
@@ -95,18 +106,23 @@ def read_table(content: bytes) -> tuple[list[EnrolmentRow], list[Mistake]]:
             f"attachment: has {count(len(lines) - 1, 'row')}, expected 1 to {MAX_ROWS}"
         )
     rows: list[EnrolmentRow] = []
+    wrong: list[WrongRow] = []
     mistakes: list[Mistake] = []
     for number, cells in lines[1:]:
         if len(cells) != len(columns):
             text = f"has {count(len(cells), 'cell')}, expected {len(columns)}"
             mistakes.append(Mistake(number, text))
-        elif row := _row(number, dict(zip(columns, map(str.strip, cells), strict=True)), mistakes):
+            continue
+        row = _row(number, dict(zip(columns, map(str.strip, cells), strict=True)), mistakes)
+        if isinstance(row, WrongRow):
+            wrong.append(row)
+        else:
             rows.append(row)
-    return rows, sorted([*mistakes, *_conflicts(rows)])
+    return rows, wrong, sorted([*mistakes, *_conflicts(rows)])
 
 
-def _row(number: int, cells: Mapping[str, str], mistakes: list[Mistake]) -> EnrolmentRow | None:
-    """Reads the cells of a line; None if one of them has a mistake."""
+def _row(number: int, cells: Mapping[str, str], mistakes: list[Mistake]) -> EnrolmentRow | WrongRow:
+    """Reads the cells of a line; adds the mistakes in them."""
     known = len(mistakes)
 
     def check(read: Callable[[], object]) -> None:
@@ -127,14 +143,15 @@ def _row(number: int, cells: Mapping[str, str], mistakes: list[Mistake]) -> Enro
     hours = cells.get("hours", "")
     if hours:
         check(partial(_hours, hours))
-    if len(mistakes) > known:
-        return None
+    of_facility = facility, cells["group"], cells["profile"], clients
+    wrong = WrongRow(number, *of_facility)
+    if cells["algorithm"] not in list(Algorithm) or not _is_number(bits):
+        return wrong
     new = NewKey(KeyName(facility, key), Algorithm(cells["algorithm"]), int(bits or 0))
     check(partial(check_bits, new))
-    row = EnrolmentRow(
-        number, facility, cells["group"], cells["profile"], clients, quotas, hours, new
-    )
-    return None if len(mistakes) > known else row
+    if len(mistakes) > known:
+        return wrong
+    return EnrolmentRow(number, *of_facility, quotas, hours, new)
 
 
 def _identifier(name: str, text: str) -> None:
@@ -147,8 +164,12 @@ def _algorithm(text: str) -> None:
         raise ValueError(f"algorithm must be one of {', '.join(Algorithm)}")
 
 
+def _is_number(bits: str) -> bool:
+    return not bits or (bits.isascii() and bits.isdigit() and len(bits) <= 5)
+
+
 def _bits(text: str) -> None:
-    if text and not (text.isascii() and text.isdigit() and len(text) <= 5):
+    if not _is_number(text):
         raise ValueError("bits is not a number")
 
 

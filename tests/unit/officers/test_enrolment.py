@@ -150,6 +150,22 @@ def test_a_csv_is_refused(untouched: Stage, content: bytes, told: str) -> None:
     assert told in "\n".join(problems)
 
 
+def test_a_line_with_a_mistake_is_told_all_others_of_it(stage: Stage) -> None:
+    """Or they would come one by one, each time that the file is corrected."""
+    wrong = {"group": "99", "profile": "hospital", "clients": C, "algorithm": "ES257", "key": "K"}
+    told = stage.problems("enrol", table(row(), row(facility="01-001", **wrong)))
+    assert told == [
+        "line 3: algorithm must be one of ES256, ES384, RS256, PS256, EdDSA",
+        "line 3: facility 01-001 is in the policy already",
+        "line 3: group 99 is not in the policy",
+        "line 3: key must have 1 to 63 characters of a-z, 0-9, '.', '_' and '-'",
+        "line 3: profile: hospital is not in profiles",
+        f"line 3: {C} is an officer, who must not be a client",
+    ]
+    told = stage.problems("enrol", table(row(key="K", bits="9")))
+    assert [text for text in told if "ES256 has a fixed key length" in text] == told[:1]
+
+
 def test_every_line_that_is_wrong_is_told_up_to_a_bound(stage: Stage) -> None:
     wrong = [row(facility=f"N-{n}") for n in range(3)]
     assert [p[:7] for p in stage.problems("enrol", table(*wrong))] == [
