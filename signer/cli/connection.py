@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from signer.cli.connection_hint import hint
-from signer.cli.options import FILE
+from signer.cli.options import FILE, NAMED_FILE
 from signer.client import SignerClient, SignerClientError
 from signer.config.client_file import load_client
 from signer.errors import Code, OperatorError
@@ -126,7 +126,7 @@ def _either_option(command: Callable[..., T]) -> Callable[..., T]:
         "client_file",
         envvar="SIGNER_CLIENT",
         show_envvar=True,
-        type=FILE,
+        type=NAMED_FILE,
         help="Where the appliance is, and with which certificate to call it (YAML).",
     )
     @click.option(
@@ -137,9 +137,13 @@ def _either_option(command: Callable[..., T]) -> Callable[..., T]:
     )
     @functools.wraps(command)
     def wrapped(*, client_file: Path | None, config_file: Path | None, **options: object) -> T:
-        source = click.get_current_context().get_parameter_source("client_file")
+        context = click.get_current_context()
+        source = context.get_parameter_source("client_file")
         if config_file is not None and source is ParameterSource.ENVIRONMENT:
-            client_file = None
+            client_file = None  # and it does not matter whether it exists
+        if client_file is not None:
+            [option] = [each for each in context.command.params if each.name == "client_file"]
+            FILE.convert(str(client_file), option, context)
         appliance = None
         if client_file is not None:
             appliance = ApplianceFile(client_file, on_machine=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NAMED_FILE = click.Path(path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 PATHS = click.Path(exists=True, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -14,7 +15,7 @@ config_option = click.option(
     "--config",
     "config_file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=NAMED_FILE,
     required=True,
     help="The daemon's configuration, as in /etc/signer/signer.yaml.",
 )

@@ -54,3 +54,9 @@ def test_config_beats_the_environment_but_not_client(
     done = CliRunner().invoke(command, ["--config", str(config), *options])
     assert done.output.strip() == str(given if words else named)
     assert CliRunner().invoke(command).output.strip() == str(environment)
+    environment.unlink()
+    done = CliRunner().invoke(command, ["--config", str(config), *options])
+    assert done.output.strip() == str(given if words else named), "it need not exist"
+    absent = CliRunner().invoke(command)
+    assert (absent.exit_code, "SIGNER_CLIENT" in absent.output) == (2, True)
+    assert "does not exist" in absent.output
