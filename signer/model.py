@@ -37,6 +37,10 @@ class Format(enum.StrEnum):
     SHC = "SHC"
     CMS_DIGEST = "CMS_DIGEST"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Format:
+        raise ValueError(f"{value!r:.50} is not a format; the formats are {', '.join(cls)}")
+
 
 class KeyState(enum.StrEnum):
     """States of a key version (NIST SP 800-57 part 1, section 7)."""

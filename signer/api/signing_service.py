@@ -80,6 +80,9 @@ class SigningService(signing_pb2_grpc.SigningServiceServicer):
         self.streams.drain()
 
 
+_FORMATS = ", ".join(signing_pb2.Format.Name(number) for number in wire.FORMATS)
+
+
 def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest:
     if len(request.key.encode()) > MAX_NAME_BYTES:
         raise invalid("key", f"is longer than {MAX_NAME_BYTES} bytes")
@@ -89,7 +92,8 @@ def _read(request: signing_pb2.SignBatchRequest, caller: Caller) -> BatchRequest
         raise invalid("key", str(error)) from None
     requested = wire.FORMATS.get(request.format)
     if requested is None:
-        raise invalid("format", f"{request.format} is unspecified, unknown or not offered")
+        wrong = f"{request.format} is not a format" if request.format else "is not stated"
+        raise invalid("format", f"{wrong}: give one of {_FORMATS}")
     if request.revocation and requested is not Format.HCERT:
         raise invalid("revocation", f"is for HCERT only: a {requested} has no handles")
     return BatchRequest(

@@ -162,7 +162,9 @@ def test_a_batch_of_nothing_but_bad_items_is_answered(issuer: edge.Stubs) -> Non
 
 @pytest.mark.parametrize("number", [signing_pb2.FORMAT_UNSPECIFIED, 9, 99, -1])
 def test_formats_that_are_not_offered(issuer: edge.Stubs, number: int) -> None:
-    field_invalid(issuer, "format", format=number)
+    told = field_invalid(issuer, "format", format=number).message
+    wrong = f"{number} is not a format" if number else "is not stated"
+    assert told.startswith(f"format: {wrong}: give one of FORMAT_DIGEST, FORMAT_MESSAGE, ")
 
 
 def field_invalid(issuer: edge.Stubs, field: str, **changes: Any) -> edge.Refusal:
