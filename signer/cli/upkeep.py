@@ -265,9 +265,16 @@ def unlatch(*, config_file: Path, token: str) -> None:
     """
     config = load_config(config_file)
     label = config.token(token).label
-    if not release(config.state, label):
+    latched = release(config.state, label)
+    if latched is None:
         raise OperatorError(f"token {label}: no PIN was rejected, so there is nothing to do")
-    say(f"token {label}: the PIN is tried once more at the next start of a worker")
+    if latched:
+        say(f"token {label}: the PIN is tried once more at the next start of a worker")
+    else:
+        say(
+            f"token {label}: no PIN is latched; workers try the one of the PIN file, also if the"
+            " token says that few attempts are left"
+        )
 
 
 token.add_command(bench)

@@ -52,6 +52,11 @@ class PinLatch:
         return self._record.accepted == self._fingerprint(pin)
 
     @property
+    def holds(self) -> bool:
+        """Whether some PIN is not tried any more."""
+        return bool(self._record.rejected)
+
+    @property
     def confirmed(self) -> bool:
         return self._record.confirmed
 
@@ -147,15 +152,19 @@ def _fingerprint(salt: str, pin: str) -> str:
     return hashlib.scrypt(pin.encode(), salt=bytes.fromhex(salt), n=2**14, r=8, p=1, dklen=32).hex()
 
 
-def release(state: Path, token: str) -> bool:
-    """Lets the next start try the PIN of a token (a label) again; False if none was tried."""
+def release(state: Path, token: str) -> bool | None:
+    """Lets the next start try the PIN of a token (a label), also where the token warns of that.
+
+    Returns whether a PIN was latched; None if none was ever tried.
+    """
     if not state.is_dir():
-        return False
+        return None
     with start_lock(state, token):
-        paths = list(state.glob(f"pin-{token.encode().hex()}-*.json"))
-        for path in paths:
-            PinLatch(path).release()
-    return bool(paths)
+        latches = [PinLatch(p) for p in state.glob(f"pin-{token.encode().hex()}-*.json")]
+        latched = any(latch.holds for latch in latches)
+        for latch in latches:
+            latch.release()
+    return latched if latches else None
 
 
 @contextmanager
