@@ -197,6 +197,15 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
+def _named(answer: Any, environ: dict[str, Any], start_response: Any) -> Any:
+    """Answers as ``answer`` does, without the name and version of Python's server."""
+
+    def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+        return start_response(status, [*headers, ("Server", "signer")], *error)
+
+    return answer(environ, start)
+
+
 class HttpThread:
     """Serves HTTP in a separate thread until closed; a subclass says what is answered."""
 
@@ -208,7 +217,8 @@ class HttpThread:
         host, port = address
         server = _Server6 if host.startswith("[") else _Server
         try:
-            self._server = make_server(host.strip("[]"), port, answer, server, _Handler)
+            named = partial(_named, answer)
+            self._server = make_server(host.strip("[]"), port, named, server, _Handler)
         except OSError as error:
             raise OperatorError(
                 f"cannot serve {what} on {host}:{port}: {error.strerror}; stop the other "

@@ -74,6 +74,7 @@ def test_head_gets_the_headers_of_get_and_no_body(port: int, path: str) -> None:
         answer = b"".join(iter(lambda: link.recv(65_536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     assert body == b""
+    assert re.findall(rb"(?mi)^server: (.*)\r?$", head) == [b"signer"]
     status, text = get(port, path)
     assert f" {status} ".encode() in head.splitlines()[0]
     [length] = re.findall(rb"(?mi)^content-length: (\d+)\r?$", head)
