@@ -134,6 +134,11 @@ def up(
     if latency is not None:
         shim = shim or Path("build/shim.so")
         config = development.slow_configuration(config.parent, latency, shim)
+    clients = ", ".join(sorted(path.name for path in config.parent.glob("client-*.yaml")))
+    say(
+        f"it listens at {described['address']}, its status page is {described['metrics']}", err=True
+    )
+    say(f"client files in {config.parent}: {clients}", err=True)
     sys.exit(run(config, on_ready=lambda: say("ready"), development=True))
 
 

@@ -314,3 +314,7 @@ def test_up_prints_ready_and_nothing_else_and_ends_when_told(tmp_path: Path) -> 
             process.kill()
     assert rest == b""
     assert process.returncode == 0
+    described = json.loads((tmp_path / "a" / "dev.json").read_text())
+    told = log.read_text()
+    assert f"at {described['address']}, its status page is {described['metrics']}" in told
+    assert "client-issuer.yaml" in told
