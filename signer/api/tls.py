@@ -19,7 +19,7 @@ from signer.errors import ConfigError, Violation
 from signer.files import is_private, private_mode
 from signer.text import utc
 
-_SOURCE = "the server's TLS files"
+_SOURCE = "the TLS configuration of the server"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CURVES, _RSA_BITS = frozenset({"secp256r1", "secp384r1"}), 2048
 

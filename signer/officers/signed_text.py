@@ -8,7 +8,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime, tzinfo
 
@@ -37,10 +37,18 @@ def signed_text(content: bytes, zone: tzinfo | None = None) -> list[str]:
     names = {text: name for name, text in asdict(parse(content)).items() if isinstance(text, str)}
     head, _, body = content.decode("ascii").rpartition("\n{\n")  # nested, "{" is not a line
     first, *others = head.split("\n")
-    lines = [first, *(_line(_label(names.get(line, "")), line) for line in others)]
+    lines = [first, *(_headed(line, names) for line in others)]
     for name, value in json.loads("{" + body).items():
         lines += _member(name, value, zone)
     return lines
+
+
+def _headed(line: str, names: Mapping[str, str]) -> str:
+    """Returns a line of the head with its name before it: some begin with their name."""
+    name, _, value = line.partition(" ")
+    if line not in names and names.get(value) == name:
+        return _line(_label(name), value)
+    return _line(_label(names.get(line, "")), line)
 
 
 def _member(name: str, value: object, zone: tzinfo | None) -> Iterator[str]:

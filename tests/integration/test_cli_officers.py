@@ -161,7 +161,8 @@ def test_facilities_are_enrolled_from_a_csv(office: Office, tmp_path: Path) -> N
     csv.write_text(head + "".join(f"x-{n},nowhere,none,{client},k,XX,\n" for n in range(15)))
     done = office.a("operations", "propose", "enrol", csv, "--yes")
     assert done.code == 1
-    assert len([line for line in done.err.splitlines() if ".csv, line " in line]) == 15
+    wrong = [line for line in done.err.splitlines() if ".csv, line " in line]
+    assert len(wrong) == 3 * 15, "of each line group, profile and algorithm"
     csv.write_text(head + "".join(f"x-{n},01,records,{client},k,ES256,\n" for n in range(3)))
     told = office.both("enrol", csv)
     assert parse(told["content"].encode()).details["csv_sha256"] == (
@@ -196,7 +197,8 @@ def test_a_policy_goes_to_the_appliance_and_back_without_a_shell_on_it(
     assert told["result"]["policy_files"] == "the appliance's own files hold it"
     sha256 = told["result"]["policy_sha256"]
     folder = tmp_path / "attached"
-    assert office.b("operations", "show", told["id"], "--attachment", folder).code == 0
+    shown = office.b("operations", "show", told["id"], "--attachment", folder)
+    assert (shown.code, "what it has changed, as the" in shown.out) == (0, True)
     assert (folder / "policy.yaml").read_text() == file.read_text()
 
     # On the appliance: its files are in force; then somebody edits them.

@@ -156,7 +156,8 @@ def show(
         print_json(operation_value(operation))
     else:
         print_signed(operation.content, to_stderr=False)
-        print_difference(operation.difference, to_stderr=False)
+        changes = "has changed" if operation.state == "DONE" else "changes"
+        print_difference(operation.difference, to_stderr=False, changes=changes)
         print_operation(operation)
 
 

@@ -164,11 +164,14 @@ def print_signed(content: bytes, *, to_stderr: bool) -> None:
         )
 
 
-def print_difference(difference: Sequence[str], *, to_stderr: bool) -> None:
-    """Prints what an operation changes, as the appliance says."""
+def print_difference(
+    difference: Sequence[str], *, to_stderr: bool, changes: str = "changes"
+) -> None:
+    """Prints what an operation changes, or has changed, as the appliance says."""
     if difference:
         say(
-            "what it changes, as the appliance describes it (a help, not part of what is signed):",
+            f"what it {changes}, as the appliance describes it (a help, not part of what is"
+            " signed):",
             err=to_stderr,
         )
     for line in difference:

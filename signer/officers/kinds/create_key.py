@@ -300,7 +300,7 @@ def use_of(key: KeyName, context: OperationContext) -> list[str]:
     """Returns what the policy in force lets a key sign, as a line of a difference."""
     terms = context.policy.policy.terms_of(key)
     if terms is None:
-        return [f"  facility {key.facility} is not in the policy: nobody may use the key"]
+        return [f"! facility {key.facility} is not in the policy: nobody may use the key"]
     formats = ", ".join(sorted(terms.formats)) or "nothing: it is not listed"
     return [f"  by the policy it signs {formats}"]
 

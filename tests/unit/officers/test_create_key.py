@@ -62,7 +62,7 @@ def test_what_will_be_is_shown(stage: Stage) -> None:
     assert stage.prepare("create-key", **KEY | other).difference[1:] == [
         "+ facilities/x/keys/k/versions/1, PRE_ACTIVE: it does not sign yet",
         "+ a certification request for CN=k",
-        "  facility x is not in the policy: nobody may use the key",
+        "! facility x is not in the policy: nobody may use the key",
     ]
 
 

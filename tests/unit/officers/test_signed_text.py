@@ -42,6 +42,13 @@ def test_every_line_and_member_is_shown_in_order() -> None:
     ]
 
 
+def test_the_deployment_is_shown_as_the_other_lines_of_the_head() -> None:
+    deployed = replace(PROPOSAL, deployment="0123456789abcdef0123456789abcdef")
+    lines = signed_text(deployed.canonical())
+    assert f"{'deployment':<16} {deployed.deployment}" in lines
+    assert f"{'id':<16} {deployed.id}" in lines
+
+
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [
