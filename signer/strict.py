@@ -1,5 +1,8 @@
 """The strict base of everything that is read from YAML or JSON, and its error texts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from signer.errors import Violation
@@ -16,11 +19,17 @@ def problems_of(error: ValidationError, path: str) -> list[Violation]:
     """Returns one problem for each error in a part of a document; ``path`` is that of the part."""
     return [
         Violation(
-            dotted(path, [part for part in details["loc"] if part != "[key]"]),
-            _WORDS.get(details["type"]) or details["msg"].removeprefix("Value error, "),
+            dotted(path, [part for part in details["loc"] if part != "[key]"]), _problem(details)
         )
         for details in error.errors(include_url=False)
     ]
+
+
+def _problem(details: Mapping[str, Any]) -> str:
+    words, message = _WORDS.get(details["type"]), str(details["msg"])
+    if words is None:
+        return message.removeprefix("Value error, ").removeprefix("Input ")
+    return words.format(**details.get("ctx", {}))
 
 
 _WORDS = {
@@ -32,4 +41,8 @@ _WORDS = {
     "list_type": "should be a list",
     "bool_type": "should be true or false",
     "int_type": "should be a whole number, without quotes",
+    "float_type": "should be a number, without quotes",
+    "greater_than": "should be more than {gt}",
+    "greater_than_equal": "should be at least {ge}",
+    "less_than_equal": "should be at most {le}",
 }

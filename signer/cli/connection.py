@@ -126,6 +126,7 @@ def _either_option(command: Callable[..., T]) -> Callable[..., T]:
         "client_file",
         envvar="SIGNER_CLIENT",
         show_envvar=True,
+        metavar="FILE",
         type=NAMED_FILE,
         help="Where the appliance is, and with which certificate to call it (YAML).",
     )

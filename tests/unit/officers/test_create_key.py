@@ -33,7 +33,7 @@ KEY: dict[str, Any] = {"key": CLINIC, "algorithm": "ES256", "activate": True}
         ({"activate": False, "sign_until": int(START) + 9000}, "applies to an active key"),
         ({"sign_until": int(START) - 1}, "in the past"),
         ({"sign_until": int(START) * 1000}, "32503680000"),
-        ({"sign_until": -1}, "greater than or equal to 0"),
+        ({"sign_until": -1}, "should be at least 0"),
         ({"key": MINISTRY}, "HCERT needs its certificate first"),
         ({"bits": "2048"}, "bits: should be a whole number"),
         ({"activate": 1}, "activate: should be true or false"),

@@ -90,7 +90,7 @@ def test_the_end_of_the_last_active_version_is_warned_of(stage: Stage) -> None:
         ("deactivate", {"version": "v1"}, "expected facilities/"),
         ("deactivate", {"version": f"{CLINIC}/versions/0"}, "n from 1"),
         ("deactivate", {"at": LATER * 1000}, "32503680000"),
-        ("deactivate", {"at": -1}, "greater than or equal to 0"),
+        ("deactivate", {"at": -1}, "should be at least 0"),
         ("deactivate", {"at": 10**400}, "32503680000"),
         ("deactivate", {"at": "now"}, "whole number"),
         ("deactivate", {"reason": "x"}, "is not known"),
