@@ -93,7 +93,7 @@ def _print_findings(findings: list[Finding]) -> None:
     if not sys.stdout.isatty():
         # Labels and paths may contain any character, and the reader may know only ASCII.
         rows = [[str(c).encode("ascii", "backslashreplace").decode() for c in row] for row in rows]
-    print_table(["", "check", "state", "what to do"], rows)
+    print_table(["level", "check", "state", "what to do"], rows)
     counts = {level: sum(finding.level is level for finding in findings) for level in Level}
     warnings = count(counts[Level.WARNING], "warning")
     say(f"{counts[Level.WRONG]} wrong, {warnings}, {counts[Level.OK]} ok")

@@ -74,13 +74,23 @@ class LogFiles(NamedTuple):
         """Returns all checkpoints in the log's directory and in ``files``, and their problems."""
         verifier = NoteVerifier.from_spki(origin, spki_of(self.key))
         problems: list[str] = []
-        checkpoints = []
+        checkpoints: list[Checkpoint] = []
+        wrong: dict[Path, Exception] = {}
         for path in (*checkpoint_files(self.directory / CHECKPOINTS, problems), *files):
             try:
                 checkpoints.append(verifier.parse(read_note(path)))
             except (OSError, UnicodeDecodeError, CheckpointError) as error:
-                problems.append(f"{path} is not a checkpoint of this log: {error}")
-        return checkpoints, problems
+                wrong[path] = error
+        if len(wrong) > 1 and not checkpoints:  # one cause, and not that of each file
+            path, cause = next(iter(wrong.items()))
+            none = f"none of {len(wrong)} checkpoints is of this log by the key {self.key}"
+            key = "the right key is in the file that `signer init` wrote beside the log"
+            return [], [*problems, f"{none}: {path}: {cause}; {key}"]
+        not_ours = "is not a checkpoint of this log"
+        return checkpoints, [
+            *problems,
+            *(f"{path} {not_ours}: {error}" for path, error in wrong.items()),
+        ]
 
 
 def log_options(command: Callable[..., T]) -> Callable[..., T]:

@@ -195,9 +195,13 @@ def test_a_damaged_header_is_told_with_its_file(appliance: Path) -> None:
 def test_another_key_and_another_origin_are_refused(appliance: Path) -> None:
     other = appliance / "other.pem"
     other.write_bytes(pem(Ed25519PrivateKey.generate()))
+    checkpoints = appliance / "audit" / "checkpoints"
+    shutil.copy(checkpoints / "newest", checkpoints / f"{9:016}")
     result = run("verify", "--dir", appliance / "audit", "--key", other)
     assert result.exit_code == 1
-    assert "no signature of the audit key" in result.stderr
+    of_key = [each for each in result.stderr.splitlines() if "no signature of the audit" in each]
+    assert len(of_key) == 1, "one cause is told once, not for each checkpoint"
+    assert f"checkpoints is of this log by the key {other}" in of_key[0]
     result = run("verify", "--dir", appliance / "audit", "--origin", "other.example/log")
     assert result.exit_code == 1
 
