@@ -12,14 +12,10 @@ one wrong record would make all that follow it look right.
 
 from __future__ import annotations
 
-import enum
-import struct
 import uuid
 from base64 import b64encode
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from hashlib import sha256
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from signer.audit.format.record import (
     HASH_SIZE,
@@ -33,9 +29,9 @@ from signer.audit.format.record import (
 )
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Proposal
+from signer.officers.operation_memory import OperationMemory, OperationStage, are_ids, ids_in
 from signer.officers.record_checks import (
     SKEW_US,
-    Carried,
     ProblemError,
     carried_proposal,
     check_clock_time,
@@ -54,28 +50,10 @@ from signer.officers.records import (
     rows_of,
 )
 
-MEMORY_US = 30 * 24 * 3600 * 1_000_000  # how long an operation that is not under way is remembered
-MAX_OPERATIONS = 4096  # remembered at once; the oldest are forgotten first
 MAX_OFFICERS_BYTES = 192 << 10  # principals and certificates; they fit into a full snapshot
 MAX_PROBLEMS = 1000  # reported one by one; the rest is counted
-_ROW = struct.Struct(f">16sBQ{HASH_SIZE}s")  # the operation, its stage, its time, its content
-_ID = 16  # bytes of an operation's id
 _ENDS = frozenset({"DONE", "FAILED", "WAITING"})
 _POLICY_KINDS = frozenset({"policy", "enrol"})
-
-
-class _Stage(enum.IntFlag):
-    """What is known of an operation."""
-
-    BEGUN = 1
-    DONE = 2
-    IN_FORCE = 4  # its set of officers was put in force, or its confirmation of the clock
-
-
-class _Known(NamedTuple):
-    stage: int
-    time_us: int
-    content: bytes  # SHA-256
 
 
 class ApprovalFold:
@@ -88,7 +66,6 @@ class ApprovalFold:
     CLOCK that has set the time last, 0 if none has. ``deployment`` is the id that operations
     must name, empty before the log's first baseline. ``executed`` and ``acts`` count the
     operations that are DONE and the acts of single officers since this object was made.
-    ``begun`` has the SHA-256 of operations that are approved and begun, by their ids in 16 bytes.
     """
 
     def __init__(self, origin: str = "", *, checking: bool = True) -> None:
@@ -112,17 +89,18 @@ class ApprovalFold:
         self._begun = False
         self._problems: list[str] = []
         self._unlisted = 0
-        # In the order of their times: the oldest first.
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._operations = OperationMemory()
         # What has put officers or a policy in force since the baseline; never forgotten.
         self._in_force: dict[bytes, None] = {}
         # An act of an officer who was removed a moment ago may still be recorded.
         self._before: tuple[int, frozenset[str]] = (0, frozenset())
-        self._contents: dict[bytes, bytes] = {}  # of proposals, for their approvals
-        self.begun: dict[bytes, bytes] = {}
-        self._failed: dict[bytes, None] = {}  # operations that failed and did not begin again
-        self._failed_known = False  # a snapshot has said which: later ones must, too
+        self._failed_known = False  # a snapshot has said which failed: later ones must, too
         self._refused: set[bytes] = set()  # executions that nobody has approved
+
+    @property
+    def begun(self) -> Mapping[bytes, bytes]:
+        """The SHA-256 of operations that are approved and begun, by their ids in 16 bytes."""
+        return self._operations.begun
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -162,7 +140,7 @@ class ApprovalFold:
             elif record.kind is RecordKind.KEYS:
                 self._baseline(record)
             elif record.kind in self._TAKEN:
-                self._forget(record.time_us)
+                self._operations.forget(record.time_us)
                 self._TAKEN[record.kind](self, record)
         except (ProblemError, RecordError, ApprovalError) as error:
             self._report(record.seq, str(error))
@@ -179,10 +157,8 @@ class ApprovalFold:
             "officers": None if self.officers is None else rows_of(self.officers),
             "development": self.development,
             "policy": self.policy,
-            "operations": b"".join(
-                _ROW.pack(identity, *known) for identity, known in self._known.items()
-            ),
-            "failed": b"".join(self._failed),
+            "operations": self._operations.packed,
+            "failed": self._operations.packed_failed,
         }
         if self.deployment:
             control |= {
@@ -196,7 +172,7 @@ class ApprovalFold:
 
     def has_failed(self, operation: str) -> bool:
         """Returns whether an operation has failed here, and has not begun again since."""
-        return uuid.UUID(operation).bytes in self._failed
+        return self._operations.has_failed(uuid.UUID(operation).bytes)
 
     def acts_for(self, officer: str, time_us: int) -> bool:
         """Returns whether a principal is an officer, or was one a moment before."""
@@ -223,13 +199,10 @@ class ApprovalFold:
                 "development": bool(development),
                 "policy": bytes(policy),
                 "operations": bytes(rows),
-            } if len(rows) % _ROW.size == 0:
+            } if OperationMemory.is_packed(rows):
                 self.officers = None if officers is None else read_officers(officers)
                 self.development, self.policy = development, policy
-                for identity, *known in _ROW.iter_unpack(rows):
-                    self._known[identity] = _Known(*known)
-                    if self._known[identity].stage & _Stage.BEGUN:
-                        self.begun[identity] = self._known[identity].content
+                self._operations.load(rows, octets(control, "failed", b""))
             case _:
                 raise ProblemError("the snapshot's officers cannot be read")
         match control:
@@ -237,14 +210,13 @@ class ApprovalFold:
                 "deployment": str(deployment),
                 "since": [int(officers_since), int(policy_since)],
                 "in_force": bytes(packed),
-            } if len(packed) % _ID == 0:
+            } if are_ids(packed):
                 self.deployment = deployment
                 self.officers_since, self.policy_since = officers_since, policy_since
-                self._in_force = dict.fromkeys(_ids(packed))
+                self._in_force = dict.fromkeys(ids_in(packed))
         if isinstance(control, Mapping):
             self.clock_confirmed = number(control, "clock", 0)
             self._failed_known = "failed" in control
-            self._failed = dict.fromkeys(_ids(octets(control, "failed", b"")))
 
     def _baseline(self, record: Record) -> None:
         """Takes the deployment's id from the first part of a baseline."""
@@ -261,37 +233,6 @@ class ApprovalFold:
             raise ProblemError(f"operation {operation} has put this in force before (repeated)")
         if self.deployment:
             self._in_force[identity] = None
-
-    def _forget(self, time_us: int) -> None:
-        """Forgets operations that have been over, or only proposed, for long."""
-        while self._known:
-            identity, known = next(iter(self._known.items()))
-            if time_us - known.time_us < MEMORY_US:
-                return
-            if known.stage & _Stage.BEGUN and not known.stage & _Stage.DONE:
-                self._known[identity] = known._replace(time_us=time_us)  # it can still go on
-                self._known.move_to_end(identity)
-            else:
-                self._drop(identity)
-
-    def _drop(self, identity: bytes) -> None:
-        for known in (self._known, self._contents, self.begun, self._failed):
-            known.pop(identity, None)
-
-    def _remember(self, record: Record, carried: Carried, stage: int = 0) -> _Known | None:
-        """Remembers the operation that a record carries; returns what was known of it before.
-
-        Raises ProblemError if it had another content then: that remains.
-        """
-        identity, digest = operation_id(carried.operation), sha256(carried.content).digest()
-        before = self._known.pop(identity, None)
-        known = before or _Known(0, 0, digest)
-        self._known[identity] = known._replace(stage=known.stage | stage, time_us=record.time_us)
-        if before is None and len(self._known) > MAX_OPERATIONS:
-            self._drop(next(iter(self._known)))
-        if known.content != digest:
-            raise ProblemError(f"operation {carried.operation} had another content before")
-        return before
 
     def _known_officers(self, what: str) -> dict[str, bytes]:
         if self.officers is None:
@@ -322,7 +263,7 @@ class ApprovalFold:
         if not said.approved.operation:
             self._first_officers(said)
             return
-        before = self._remember(record, said.approved)
+        before = self._operations.remember(record.time_us, said.approved)
         proposal = self.check_approved(record, said.approved, "a change of officers")
         if proposal.kind != "officers":
             raise ProblemError(f"officers are changed by an operation of kind {proposal.kind}")
@@ -334,10 +275,10 @@ class ApprovalFold:
         }:
             raise ProblemError("these are not the officers that were approved")
         # The officers before may come back, and with them this approval would count again.
-        if before is not None and before.stage & _Stage.IN_FORCE:
+        if before is not None and before.has(OperationStage.IN_FORCE):
             raise ProblemError(f"operation {proposal.id} changes the officers again (repeated)")
         self._put_in_force(said.approved.operation)
-        self._remember(record, said.approved, _Stage.IN_FORCE)
+        self._operations.remember(record.time_us, said.approved, OperationStage.IN_FORCE)
         self._before = record.time_us + SKEW_US, frozenset(self.officers or ())
         self.officers, self.officers_since = officers, said.since
 
@@ -370,10 +311,10 @@ class ApprovalFold:
             if not same and not self.development:
                 raise ProblemError(f"policy {policy} is in force without an approval")
             return
-        before = self._remember(record, said.approved)
+        before = self._operations.remember(record.time_us, said.approved)
         # Recording the policy in force again needs no valid approval: its approvers may since
         # have been removed. Nor does one whose EXECUTION was already verified.
-        if same or (before is not None and before.stage & _Stage.BEGUN):
+        if same or (before is not None and before.has(OperationStage.BEGUN)):
             proposal = carried_proposal(said.approved)
         else:
             proposal = self.check_approved(record, said.approved, "the approval of a policy")
@@ -395,10 +336,10 @@ class ApprovalFold:
         said = SignedRecord.from_fields(record.fields)
         if not said.content:
             raise ProblemError("it carries no operation")
-        self._remember(record, said)
+        self._operations.remember(record.time_us, said)
         if not self._checking:
             return
-        self._contents[operation_id(said.operation)] = said.content
+        self._operations.contents[operation_id(said.operation)] = said.content
         proposal = carried_proposal(said)
         if said.officer != proposal.proposer:
             raise ProblemError(f"{said.officer} proposes for {proposal.proposer}")
@@ -409,45 +350,42 @@ class ApprovalFold:
         said = SignedRecord.from_fields(record.fields)
         if said.officer not in officers:
             raise ProblemError(f"{said.officer} approves and is not an officer")
-        content = self._contents.get(operation_id(said.operation))
+        content = self._operations.contents.get(operation_id(said.operation))
         if content is not None:  # otherwise it was proposed before this log, or its part here
             check_signed(record, said, content, officers)
 
     def _execution(self, record: Record) -> None:
         approved = ApprovedOperation.from_fields(record.fields)
-        before = self._remember(record, approved)
-        if before is not None and before.stage & _Stage.DONE:
+        before = self._operations.remember(record.time_us, approved)
+        if before is not None and before.has(OperationStage.DONE):
             raise ProblemError(f"operation {approved.operation} was done before (repeated)")
         identity = operation_id(approved.operation)
         self._refused.add(identity)
         self.check_approved(record, approved, "an execution")
         self._refused.discard(identity)
-        self.begun[identity] = self._known[identity].content
-        self._failed.pop(identity, None)
-        self._remember(record, approved, _Stage.BEGUN)
+        self._operations.begin(record.time_us, approved)
 
     def _executed(self, record: Record) -> None:
         operation, state = text(record.fields, "operation"), text(record.fields, "state")
         identity = operation_id(operation)
-        known = self._known.get(identity)
+        known = self._operations.get(identity)
         if state not in _ENDS:
             raise ProblemError(f"operation {operation} ends in no known state")
         if state == "FAILED" and known is not None:
-            self._failed[identity] = None
+            self._operations.fail(identity)
         if state == "FAILED" or identity in self._refused:
             return  # perhaps before it began: officers had changed, for instance
-        if known is None or not known.stage & _Stage.BEGUN:
+        if known is None or not known.has(OperationStage.BEGUN):
             raise ProblemError(f"operation {operation} ends, and its execution never began")
-        if state != "DONE" or known.stage & _Stage.DONE:
+        if state != "DONE" or known.has(OperationStage.DONE):
             return  # after an interruption the same end may be recorded twice; it counts once
         self.executed += 1
-        self._known[identity] = _Known(known.stage | _Stage.DONE, record.time_us, known.content)
-        self._known.move_to_end(identity)
+        self._operations.finish(identity, record.time_us)
 
     def _clock(self, record: Record) -> None:
         said = ClockRecord.from_fields(record.fields)
-        before = self._remember(record, said.approved)
-        if before is not None and before.stage & _Stage.IN_FORCE:
+        before = self._operations.remember(record.time_us, said.approved)
+        if before is not None and before.has(OperationStage.IN_FORCE):
             raise ProblemError(f"operation {said.approved.operation} sets the clock again")
         proposal = self.check_approved(record, said.approved, "a confirmation of the clock")
         if proposal.kind != "clock":
@@ -467,7 +405,7 @@ class ApprovalFold:
                 f" the last one is in record {self.clock_confirmed} (repeated)"
             )
         check_clock_time(proposal, record.time_us / 1_000_000)
-        self._remember(record, said.approved, _Stage.IN_FORCE)
+        self._operations.remember(record.time_us, said.approved, OperationStage.IN_FORCE)
         self._clock_at = record.seq
         if follows != -1:
             self.clock_confirmed = record.seq
@@ -507,8 +445,3 @@ class ApprovalFold:
             named = {name: record.fields.get(name) for name in ("baseline", "part", "deployment")}
             return record._replace(fields=named)
         return None if record.seq else record._replace(fields={}, column=None)
-
-
-def _ids(packed: bytes) -> list[bytes]:
-    """Returns the ids of operations that a snapshot holds, 16 bytes each."""
-    return [packed[at : at + _ID] for at in range(0, len(packed), _ID)]

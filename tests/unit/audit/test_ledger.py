@@ -17,7 +17,8 @@ from signer.audit.format.record import (
     encode,
 )
 from signer.audit.read.ledger import MAX_REQUESTS, REQUEST_LIFE_US, WINDOW_SECONDS, Earlier, Ledger
-from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_OPERATIONS, ApprovalFold
+from signer.officers.offline_check import MAX_OFFICERS_BYTES, ApprovalFold
+from signer.officers.operation_memory import MAX_OPERATIONS
 from signer.policy.lifetime import KeyItems, VersionCharge
 from signer.policy.usage import Usage
 from signer.policy.values import WINDOWS, Quota

@@ -24,12 +24,8 @@ from signer.audit.format.segments import Header, Segment
 from signer.audit.read.verify import verify_log, verify_part
 from signer.officers.approval import Proposal, officers_sha256
 from signer.officers.change_check import ChangeFold
-from signer.officers.offline_check import (
-    MAX_OFFICERS_BYTES,
-    MAX_OPERATIONS,
-    MAX_PROBLEMS,
-    ApprovalFold,
-)
+from signer.officers.offline_check import MAX_OFFICERS_BYTES, MAX_PROBLEMS, ApprovalFold
+from signer.officers.operation_memory import MAX_OPERATIONS
 from tests.unit.officers.people import certificate_of
 
 ORIGIN = "signer.example/log"
@@ -569,8 +565,8 @@ def test_what_is_done_is_known_for_thirty_days_and_what_was_begun_for_longer() -
     history.time += 2 * DAY
     history.add(RecordKind.POLICY, policy=POLICY)
     control = fold(history.records)
-    assert [uuid.UUID(bytes=each) for each in control._known] == [uuid.UUID(begun.id)]
-    assert control._contents.keys() == control._known.keys()
+    assert [uuid.UUID(bytes=each) for each in control._operations._known] == [uuid.UUID(begun.id)]
+    assert control._operations.contents.keys() == control._operations._known.keys()
     history.end(begun)
     assert problems(history.records) == ()
     history.end(proposed)
