@@ -19,8 +19,9 @@ from signer.key_index import KeyIndex
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.rows import MOST_WRITES, UnreadableError, UnreadableRow, texts_of
 from signer.model import KeyVersion, Placement, Scope, Suspension, WrappingKey, version_name
-from signer.officers.accounting import DECISIONS, Judgement, Known, VersionName, judge
+from signer.officers.accounting import DECISIONS, judge
 from signer.officers.approval import officers_sha256
+from signer.officers.judgement import Judgement, Known, VersionName
 from signer.officers.keys_record import KeysRecord, baseline_fields
 from signer.officers.offline_check import ApprovalFold
 from signer.officers.permits import permit_of

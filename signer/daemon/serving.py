@@ -27,8 +27,8 @@ from signer.key_index import KeyIndex
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.rows import UnreadableError, UnreadableRow
 from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspended, Suspension
-from signer.officers.accounting import Judgement
 from signer.officers.approval import Officers
+from signer.officers.judgement import Judgement
 from signer.officers.kinds.operation_context import OperationContext
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot

@@ -34,7 +34,7 @@ ADDED = {
         *("daemon/accounts.py", "keys/rows.py", "keys/writing.py", "officers/accounting.py"),
         *("officers/offline_check.py", "officers/permits.py", "officers/standing.py"),
         *("officers/steps.py", "officers/suspending.py", "officers/ways.py"),
-        "officers/operation_memory.py",
+        *("officers/judgement.py", "officers/operation_memory.py"),
         *("keys/columns.py", "officers/keys_record.py", "officers/kinds/operation_context.py"),
     ),
 }

@@ -10,8 +10,9 @@ from signer.key_index import KeyIndex
 from signer.keys.lifecycle import cka_id_of
 from signer.keys.registry import RegistryState
 from signer.model import Act, KeyName, KeyState, KeyVersion, Placement
-from signer.officers.accounting import Judgement, Known, VersionName, judge
+from signer.officers.accounting import judge
 from signer.officers.approval import Proposal, Signature
+from signer.officers.judgement import Judgement, Known, VersionName
 from signer.officers.keys_record import KeysRecord
 from signer.officers.rotation_plan import Step, plan_text
 from signer.officers.standing import standing_of
