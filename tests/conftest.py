@@ -45,6 +45,7 @@ LONG = (
     "test_return_codes.py",
     "test_soak.py",
     "test_history.py",
+    "test_workers.py",
 )
 """The files of the long tests that take longest, the longest first."""
 

@@ -212,7 +212,8 @@ def make(
     ``index`` is its number in the operation, from 0.
     """
     version = make_version(admin, new, number, cka_id_of(work.id, index), work.clock.now())
-    try_out(admin, version)
+    if version.wrapped is None:  # else it has signed before it was returned
+        try_out(admin, version)
     if subject:
         version = replace(version, request=make_request(admin, version, subject).decode())
     return version
