@@ -91,6 +91,7 @@ def test_the_keys_are_those_of_the_contract(described: Any) -> None:
         "facilities/strict/keys/records": ("ES256", records),
         "facilities/moh/keys/dcc": ("ES256", dcc),
         "facilities/moh/keys/dcc-rsa": ("PS256", dcc),
+        "facilities/moh/keys/dcc-cosigned": ("ES256", dcc),
         "facilities/moh/keys/cards": ("ES256", {"SHC"}),
         "facilities/moh/keys/digest": ("ES256", {"DIGEST"}),
         "facilities/moh/keys/documents": ("ES256", {"CMS", "CMS_DIGEST"}),
@@ -119,6 +120,7 @@ def test_keys_have_certificates_for_what_they_sign(described: Any) -> None:
     usages = {
         "facilities/moh/keys/dcc": ["1.3.6.1.4.1.1847.2021.1.2"],
         "facilities/moh/keys/dcc-rsa": ["1.3.6.1.4.1.1847.2021.1.2"],
+        "facilities/moh/keys/dcc-cosigned": ["1.3.6.1.4.1.1847.2021.1.2"],
         "facilities/moh/keys/documents": [],
         "facilities/moh/keys/tsa": ["1.3.6.1.5.5.7.3.8"],
     }
@@ -293,7 +295,7 @@ def test_init_on_the_command_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(dev, ["init", str(tmp_path / "a"), "--json", "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((tmp_path / "a" / "dev.json").read_text())
-    assert "created 12 of 12 keys" in result.stderr
+    assert "created 13 of 13 keys" in result.stderr
 
 
 def test_up_prints_ready_and_nothing_else_and_ends_when_told(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def dev_keys(load: int) -> list[DevKey]:
         DevKey(KeyName("strict", "records"), Algorithm.ES256, _RECORDS),
         DevKey(KeyName("moh", "dcc"), Algorithm.ES256, _DCC, purpose=Purpose.DCC),
         DevKey(KeyName("moh", "dcc-rsa"), Algorithm.PS256, _DCC, 2048, Purpose.DCC),
+        DevKey(KeyName("moh", "dcc-cosigned"), Algorithm.ES256, _DCC, purpose=Purpose.DCC),
         DevKey(KeyName("moh", "cards"), Algorithm.ES256, (Format.SHC,)),
         DevKey(KeyName("moh", "digest"), Algorithm.ES256, (Format.DIGEST,)),
         DevKey(KeyName("moh", "documents"), Algorithm.ES256, _CMS, purpose=Purpose.DOCUMENTS),

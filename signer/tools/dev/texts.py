@@ -141,6 +141,11 @@ facilities:
       dcc-rsa:
         formats: [HCERT]
         check_every: 1
+      dcc-cosigned:
+        formats: [HCERT]
+        cosigning:              # only beside the facility's signed record, as `signer issue` has it
+          profiles: [records]
+          members: {{nam: name, dob: born, v.0: vaccination}}
       cards:
         formats: [SHC]
         algorithms: [ES256]
