@@ -131,6 +131,11 @@ def _accepted(verdicts: list[Verdict]) -> list[Verdict]:
     return verdicts
 
 
+def qr_codes(images: Sequence[Path]) -> list[str]:
+    """Has zxing-cpp read the one QR code of each image. Raises RejectedError."""
+    return [said["text"] for said in _accepted(judge("zxing-cpp", list(map(str, images))))]
+
+
 def proof(proof_file: Path, message: Path, audit_key: Path) -> dict[str, Any]:
     """Has hashlib and cryptography verify a proof of the audit log; returns what it proves.
 
