@@ -114,7 +114,7 @@ released: $(DEV)
 COMPILE = $(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras \
 	--no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	--build-deps-for wheel --build-deps-for editable \
-	--extra server --extra postgresql --extra tracing --extra demo
+	--extra server --extra postgresql --extra tracing --extra issue
 lock: $(DEV)
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
