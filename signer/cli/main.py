@@ -22,6 +22,7 @@ _SUMMARIES = {
     "doctor": "Examines the machine and says what to fix.",
     "health": "Shows whether the daemon serves.",
     "init": "Prepares a new appliance: officers, audit key, audit log.",
+    "issue": "Issues certificates for a file of records.",
     "keys": "Shows, rotates, stops and publishes keys.",
     "operations": "Proposes and approves operations.",
     "policy": "Shows, compares and proposes policies.",

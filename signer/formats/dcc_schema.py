@@ -112,7 +112,7 @@ def fault(document: dict[str, Any], kind: str, entry: dict[str, Any]) -> SchemaF
             return None
     except (KeyError, TypeError, AttributeError, ValueError):
         pass
-    return next(_faults(document, kind, entry))
+    return next(faults(document, kind, entry))
 
 
 def _names(names: dict[str, Any]) -> Sequence[Any]:
@@ -138,7 +138,7 @@ def date_fault(value: object) -> str:
     return _text_fault(value, _DAY)
 
 
-def _faults(document: dict[str, Any], kind: str, entry: dict[str, Any]) -> Iterator[SchemaFault]:
+def faults(document: dict[str, Any], kind: str, entry: dict[str, Any]) -> Iterator[SchemaFault]:
     """Yields all faults, in the order of the schema."""
     yield from _text_faults("", document, _WHOLE)
     names = document.get("nam")

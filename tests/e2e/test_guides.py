@@ -9,6 +9,7 @@ from tests.e2e.terminal import ROOT, SHELLS, Terminal, blocks, check_outputs
 GUIDES = (
     "README.md",
     "docs/issuing.md",
+    "docs/certificates.md",
     "docs/clients/python.md",
     "docs/clients/tools.md",
     "docs/formats.md",

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.appliances import Appliance
+from tests.synthetic import as_csv, people
 
 ROOT = Path(__file__).parents[2]
 CLIENT = {
@@ -35,6 +36,7 @@ CLIENT = {
 }
 """All that `pip install signer-appliance` brings: 15 packages, 58 MB in 2026."""
 KEY = "facilities/01-001/keys/records"
+COSIGNED = "facilities/moh/keys/dcc-cosigned"
 
 
 def build(folder: Path) -> Path:
@@ -163,6 +165,12 @@ def test_commands_that_call_an_appliance_need_the_client_alone(
     keys = tmp_path / "keys.json"
     signer("keys", "export", "--form", "jwks", "--client", issuer, "--out", keys)
     assert "valid JWS, ES256" in signer("verify", "--keys", keys, token)
+
+    records = tmp_path / "records.csv"
+    records.write_text(as_csv(people(3)))
+    job = ("issue", "--client", issuer, "--key", COSIGNED, "--out", tmp_path / "out", records)
+    assert "3 records: 3 issued" in signer(*job)
+    assert "pip install 'signer-appliance[issue]'" in signer(*job, "--pages", "a4", code=1)
 
     wanted = ("--activate-at", "+1d", "--overlap", "1d", "--yes", "--id")
     identity = signer("keys", "rotate", KEY, *wanted, "--client", first).strip()

@@ -221,6 +221,12 @@ def _choose(reader: Reader, matches: list[Match], sought: Sought) -> Match:
     return chosen
 
 
+def _on_behalf_of(fields: dict[str, Any]) -> str | None:
+    """Returns the facility for which a client of its group signed with its key, else None."""
+    by_group = fields.get("rule") == f"groups.{fields.get('group')}.clients"
+    return fields.get("facility") if by_group else None
+
+
 def _described(reader: Reader, match: Match, sought: Sought) -> dict[str, Any]:
     """Returns a match with what its two records say of it, and what comparing it says."""
     asked = describe(reader.record(match.intent))
@@ -231,6 +237,7 @@ def _described(reader: Reader, match: Match, sought: Sought) -> dict[str, Any]:
         "outcome": match.outcome,
         "asked": asked["time"],
         **{name: asked["fields"].get(name) for name in shown},
+        "on_behalf_of": _on_behalf_of(asked["fields"]),
         "digest": asked["items"][match.item],
         "signature": None,
         "failure": None,

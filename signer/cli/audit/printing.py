@@ -198,6 +198,10 @@ def _print_item(item: Mapping[str, Any]) -> None:
     for name, label in _FOUND.items():
         if item.get(name):
             _print_field(label, item[name])
+        if name == "principal" and item.get("on_behalf_of"):
+            _print_field(
+                "on behalf of", f"facility {item['on_behalf_of']}, as a client of its group"
+            )
 
 
 # --- reports -----------------------------------------------------------------------------------
