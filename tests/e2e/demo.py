@@ -1,33 +1,43 @@
-"""The demo: an appliance signs certificates, and programs of others verify them.
+"""The demo: records become certificates with two signatures, and programs of others verify them.
 
-Run by `make demo`. Everything it creates is in build/demo. Exits with 0 only if
-every signature was accepted, the appliance ended cleanly, and its audit log has
-proven one signature and betrayed every bit that was changed.
+Run by `make demo`. Everything it creates is in build/demo. Exits with 0 only if every signature
+was accepted, the appliance ended cleanly, its audit log has proven one signature and betrayed
+every bit that was changed, and the QR code of a certificate was read from its image and accepted.
 """
 
+import csv
 import hashlib
 import io
 import json
 import shutil
+import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from http.client import HTTPConnection
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import segno
 
-from signer.client import SignerClient
 from signer.tools.dev.appliance import DevAppliance
 from tests.e2e import verifiers
 from tests.e2e.auditor import Auditor
-from tests.e2e.samples import vaccinations
+from tests.synthetic import Person, as_csv, people
 
 _FOLDER = verifiers.ROOT / "build" / "demo"
-_SHOWN = 2000
+_RECORDS, _DRAWN = 1000, 3
+_KEY = "facilities/moh/keys/dcc-cosigned"
 _METRICS = ("signer_items_total{", "signer_workers{", "signer_ready", "signer_key_versions{")
+
+
+class Issued(NamedTuple):
+    """What `signer issue` made: its journal's lines, the files of texts, certificates a second."""
+
+    certificates: list[dict[str, Any]]
+    files: list[Path]
+    rate: float
 
 
 def say(text: str) -> None:
@@ -35,50 +45,53 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def sign(client: SignerClient, key: str, message_format: str, payloads: Sequence[bytes]) -> Any:
-    """Signs a few certificates, then many of them in batches; returns the few."""
-    few = list(client.sign(key, message_format, payloads))
-    began = time.monotonic()
-    many = client.sign(key, message_format, (payloads[n % len(payloads)] for n in range(_SHOWN)))
-    failures = [result.error for result in (*few, *many) if result.error is not None]
-    if failures:
-        sys.exit(f"the demo failed: {len(failures)} items have no signature: {failures[0]}")
-    rate = _SHOWN / (time.monotonic() - began)
-    say(f"  {message_format:<8} {_SHOWN:,} in batches, {rate:,.0f}/s; version {few[0].key_version}")
-    return [result.signature for result in few]
-
-
 def keys_of(appliance: DevAppliance) -> dict[str, dict[str, Any]]:
     return {key["name"]: key for key in appliance.dev["keys"]}
 
 
-def sign_and_verify(appliance: DevAppliance, payloads: dict[str, bytes]) -> dict[str, str]:
-    """Has everything signed and verified; returns the HC1 texts by name."""
-    keys, bodies = keys_of(appliance), list(payloads.values())
-    dcc = keys["facilities/moh/keys/dcc"]
-    records = keys["facilities/01-001/keys/records"]
-    say("\n2. Signing through gRPC with mutual TLS")
-    with appliance.client() as client:
-        texts = [text.decode() for text in sign(client, dcc["name"], "HCERT", bodies)]
-        tokens = [token.decode() for token in sign(client, records["name"], "JWS", bodies)]
-        raw = sign(client, records["name"], "MESSAGE", bodies)
-    write(payloads, {".hc1": texts, ".jws": tokens})
+def issue(appliance: DevAppliance, name: str, records: list[Person], *words: str) -> Issued:
+    """Has `signer issue` make certificates; returns those it made."""
+    file, out = _FOLDER / f"{name}.csv", _FOLDER / name
+    file.write_text(as_csv(records))
+    command = [sys.executable, "-m", "signer", "issue", "--json", *words, "--key", _KEY]
+    command += ["--client", str(appliance.dir / "client-issuer.yaml"), "--out", str(out), str(file)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"the demo failed: signer issue ended with {done.returncode}: {done.stdout}")
+    summary = json.loads(done.stdout)
+    lines = map(json.loads, (out / "issued.jsonl").read_text().splitlines())
+    made = [each for line in lines for each in line.get("issued", ())]
+    with (out / "certificates.csv").open(newline="") as listed:
+        files = [out / row["file"] for row in csv.DictReader(listed)]
+    return Issued(made, files, len(records) / summary["seconds"])
+
+
+def national_flow(appliance: DevAppliance) -> Issued:
+    """Facilities sign records, the ministry signs certificates; returns those that are drawn."""
+    say("\n2. Facilities sign records; beside them, the ministry signs certificates")
+    records = people(_RECORDS)
+    made = issue(appliance, "issued", records)
+    say(f"  signer issue        {_RECORDS:,} records in a CSV file, two signatures for each")
+    say(f"    {made.rate:,.0f} a second, from the file to the texts")
+    drawn = issue(appliance, "drawn", records[:_DRAWN], "--qr", "png", "--pages", "a5")
+    say(f"  and drawn           {_DRAWN} of them as QR codes and pages to print")
 
     say("\n3. Verifying with programs that share no code with the appliance")
-    claims = verifiers.hcert(texts, Path(dcc["certificate"]))
-    if [claim["dcc"] for claim in claims] != [json.loads(body) for body in bodies]:
-        sys.exit("the demo failed: python-cwt read another certificate than was signed")
-    say(f"  python-cwt accepts {len(claims)} HC1 texts, issued by {claims[0]['iss']}")
-    public_key = Path(records["public_key"])
-    verdicts = verifiers.jws(tokens, public_key, records["algorithm"])
-    if [verdict["payload"].encode() for verdict in verdicts] != bodies:
-        sys.exit("the demo failed: jwcrypto read another record than was signed")
-    say(f"  jwcrypto accepts {len(verdicts)} JWS")
-    for body, signature in zip(bodies, raw, strict=True):
-        verifiers.openssl(body, signature, public_key, records["algorithm"])
-    say(f"  openssl accepts {len(raw)} raw signatures")
+    keys, by_facility = keys_of(appliance), itemgetter("facility")
+    texts = [each["text"] for each in made.certificates]
+    claims = verifiers.hcert(texts, Path(keys[_KEY]["certificate"]))
+    say(f"  python-cwt accepts {len(claims):,} certificates, issued by {claims[0]['iss']}")
+    for facility, group in groupby(sorted(made.certificates, key=by_facility), by_facility):
+        key, of_one = keys[f"facilities/{facility}/keys/records"], list(group)
+        tokens = [each["signed"] for each in of_one]
+        verdicts = verifiers.jws(tokens, Path(key["public_key"]), key["algorithm"])
+        say(f"  jwcrypto accepts {len(verdicts)} records signed by facility {facility}")
+    if {claim["dcc"]["v"][0]["ci"] for claim in claims} != {
+        each["uvci"] for each in made.certificates
+    }:
+        sys.exit("the demo failed: python-cwt read other certificates than were signed")
     must_reject(texts[0], Path(keys["facilities/moh/keys/dcc-rsa"]["certificate"]))
-    return dict(zip(payloads, texts, strict=True))
+    return drawn
 
 
 def must_reject(text: str, other: Path) -> None:
@@ -90,25 +103,6 @@ def must_reject(text: str, other: Path) -> None:
         sys.exit("the demo failed: a certificate verified with a key that did not sign it")
 
 
-def write(payloads: dict[str, bytes], outputs: dict[str, list[str]]) -> None:
-    folder = _FOLDER / "signed"
-    folder.mkdir()
-    for suffix, texts in outputs.items():
-        for name, text in zip(payloads, texts, strict=True):
-            (folder / f"{name}{suffix}").write_text(text)
-
-
-def show_qr_code(name: str, text: str) -> None:
-    code = segno.make_qr(text, error="q", boost_error=False)
-    files = [_FOLDER / "signed" / f"{name}.{kind}" for kind in ("png", "svg")]
-    for file in files:
-        code.save(str(file), scale=4)
-    drawn = io.StringIO()
-    code.terminal(out=drawn, compact=True)
-    say(f"\n4. The certificate {name} as a QR code\n\n{drawn.getvalue()}")
-    say("  " + "  ".join(str(file.relative_to(verifiers.ROOT)) for file in files))
-
-
 def show_metrics(appliance: DevAppliance) -> None:
     address = urlsplit(appliance.dev["metrics"])
     connection = HTTPConnection(address.hostname or "", address.port, timeout=10)
@@ -118,7 +112,7 @@ def show_metrics(appliance: DevAppliance) -> None:
     lines = [line for line in page.splitlines() if line.startswith(_METRICS)]
     if not any(line.startswith(_METRICS[0]) for line in lines):
         sys.exit("the demo failed: the metrics know of no signature")
-    say(f"\n5. What the appliance says of itself at {appliance.dev['metrics']}/metrics")
+    say(f"\n4. What the appliance says of itself at {appliance.dev['metrics']}/metrics")
     for line in lines:
         if not line.endswith(" 0.0"):
             say(f"  {line}")
@@ -127,7 +121,7 @@ def show_metrics(appliance: DevAppliance) -> None:
 def prove_offline(auditor: Auditor, message: Path) -> None:
     """Proves one certificate from a copy of the log: with our program, and without it."""
     name = message.relative_to(verifiers.ROOT)
-    say("\n6. Offline: an auditor with a copy of the audit log and the public key of the first day")
+    say("\n5. Offline: an auditor with a copy of the audit log and the public key of the first day")
     [found] = auditor.find(message)
     say(f"  signer audit find   {name} was signed here: record {found['intent']}")
     auditor.prove(message)
@@ -150,7 +144,7 @@ def prove_offline(auditor: Auditor, message: Path) -> None:
 
 def change_one_bit(auditor: Auditor, message: Path) -> None:
     """Flips a bit of the log, then one of the proof: both must be found."""
-    say("\n7. One bit is changed")
+    say("\n6. One bit is changed")
     whole = auditor.verify_log()
     if whole.code:
         sys.exit(f"the demo failed: the copy of the log is not in order: {whole.errors}")
@@ -174,10 +168,26 @@ def change_one_bit(auditor: Auditor, message: Path) -> None:
         sys.exit("the demo failed: the other program accepted a proof with a changed bit")
 
 
+def on_paper(drawn: Issued, certificate: Path) -> None:
+    """Shows one certificate as a QR code, and has others read its image and verify it."""
+    text, image = drawn.files[0].read_text().strip(), drawn.files[0].with_suffix(".png")
+    code = io.StringIO()
+    segno.make_qr(text, error="q", boost_error=False).terminal(out=code, compact=True)
+    say(f"\n7. A certificate on paper\n\n{code.getvalue()}")
+    images = [file.with_suffix(".png") for file in drawn.files]
+    read = verifiers.qr_codes(images)
+    claims = verifiers.hcert(read, certificate)
+    [entry] = claims[0]["dcc"]["v"]
+    say(f"  {image.relative_to(verifiers.ROOT)}, and a page to print beside it")
+    say(f"  zxing-cpp reads {len(read)} of {len(images)} images; python-cwt accepts what it read:")
+    say(f"    dose {entry['dn']} of {entry['sd']} on {entry['dt']}, {entry['ci']}")
+    if read != [each["text"] for each in drawn.certificates]:
+        sys.exit("the demo failed: the images hold other texts than were signed")
+
+
 def main() -> None:
     shutil.rmtree(_FOLDER, ignore_errors=True)
     _FOLDER.mkdir(parents=True)
-    payloads = vaccinations()
     appliance, auditor = DevAppliance(_FOLDER / "appliance"), Auditor(_FOLDER / "auditor")
     say("1. Provisioning and starting a development appliance on SoftHSM")
     appliance.init()
@@ -185,18 +195,17 @@ def main() -> None:
     seconds = appliance.start()
     try:
         say(f"  ready after {seconds:.1f} s with {len(keys_of(appliance))} keys")
-        texts = sign_and_verify(appliance, payloads)
-        show_qr_code(*next(iter(texts.items())))
+        drawn = national_flow(appliance)
         show_metrics(appliance)
     finally:
         code = appliance.stop()
     if code:
         sys.exit(f"the demo failed: the appliance ended with {code}:\n{appliance.log_end()}")
     auditor.take_copy(appliance.dir)
-    message = _FOLDER / "signed" / f"{next(iter(texts))}.hc1"
-    prove_offline(auditor, message)
-    change_one_bit(auditor, message)
-    say(f"\nDone. The appliance has stopped; what it signed is in {_FOLDER / 'signed'}.")
+    prove_offline(auditor, drawn.files[0])
+    change_one_bit(auditor, drawn.files[0])
+    on_paper(drawn, Path(keys_of(appliance)[_KEY]["certificate"]))
+    say(f"\nDone. The appliance has stopped; what it signed is in {_FOLDER / 'issued'}.")
 
 
 if __name__ == "__main__":
