@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -12,7 +13,8 @@ class LazyGroup(click.Group):
 
     ``summaries`` has the line of each command in the list of commands, ``modules`` where it is:
     the module of ``package`` that has the command as its member of that name. A command that
-    ``modules`` does not name is in the module of its own name.
+    ``modules`` does not name is in the module of its own name. ``elsewhere`` says what to use
+    instead of names that commands have in other products.
     """
 
     def __init__(
@@ -21,10 +23,12 @@ class LazyGroup(click.Group):
         package: str,
         summaries: Mapping[str, str],
         modules: Mapping[str, str],
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
         **attributes: Any,
     ) -> None:
         super().__init__(*arguments, **attributes)
         self._package, self._summaries, self._modules = package, summaries, modules
+        self._elsewhere = elsewhere
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return sorted(self._summaries)
@@ -49,4 +53,7 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as error:
+            if instead := self._elsewhere.get(error.command_name):
+                text = f"No such command {error.command_name!r}: use {instead}."
+                raise click.UsageError(text, ctx) from None
             raise click.NoSuchCommand(error.command_name, None, self._summaries, ctx) from None

@@ -48,11 +48,22 @@ _MODULES = {
 """The modules of commands that share one; each other command is in the module of its name."""
 
 
+_ELSEWHERE = {
+    "help": "`signer --help`",
+    "login": "`--client FILE`, which names your certificate, with each command",
+    "policies": "`signer policy`",
+    "status": "`signer health` and `signer top`",
+    "version": "`signer --version`",
+}
+"""What other products call these."""
+
+
 @click.group(
     cls=LazyGroup,
     package="signer.cli",
     summaries=_SUMMARIES,
     modules=_MODULES,
+    elsewhere=_ELSEWHERE,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="signer")

@@ -27,6 +27,11 @@ from signer.cli.lazy import LazyGroup
         "propose": "policy.in_force",
         "show": "policy.effective",
     },
+    elsewhere={
+        "list": "`signer policy show`",
+        "read": "`signer policy get`",
+        "write": "`signer policy propose`",
+    },
 )
 def policy() -> None:
     """Shows what the policy allows, reads the one in force, and proposes another one.

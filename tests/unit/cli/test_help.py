@@ -84,6 +84,21 @@ def test_what_was_mistyped_is_suggested(words: tuple[str, ...], meant: str) -> N
     assert meant in done.output.partition("Did you mean")[2]
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["version"], "--version"),
+        (["status"], "signer health"),
+        (["help"], "--help"),
+        (["policy", "read"], "signer policy get"),
+    ],
+)
+def test_what_other_products_call_otherwise_is_told(words: list[str], instead: str) -> None:
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 2
+    assert instead in done.output.partition(f"No such command '{words[-1]}': use ")[2]
+
+
 def test_choices_may_be_in_any_case() -> None:
     strict = [
         f"{ctx.command_path} {name} {parameter.name}"

@@ -296,6 +296,21 @@ def test_a_placement_by_hand_is_not_served_and_the_key_signs_where_it_did(stage:
     forget_alarm(stage)
 
 
+def test_a_placement_that_is_not_accounted_for_is_removed_and_added_by_operations(
+    stage: Stage, other: SoftToken
+) -> None:
+    """As after an upgrade, where an earlier version has placed it without a proof."""
+    del other
+    by_hand(stage, "other", stage.version(ONE).cka_id)
+    assert stage.serving.reason
+    forget_alarm(stage)
+    stage.done("remove-placement", version=ONE, token="other")
+    assert stage.serving.reason == ""
+    stage.done("add-placement", version=ONE, token="other")
+    assert placements(stage) == (Placement("other", stage.version(ONE).cka_id),)
+    assert stage.serving.reason == ""
+
+
 @pytest.mark.usefixtures("other")
 def test_a_placement_that_is_gone_is_not_used_and_that_is_told(stage: Stage) -> None:
     stage.done("add-placement", version=ONE, token="other")
