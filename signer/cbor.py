@@ -6,10 +6,9 @@ Errors say what is wrong in a form that follows "it has", and never quote values
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import cbor2
 
@@ -53,7 +52,7 @@ def load(data: bytes, depth: int, *, any_names: bool = False) -> Any:
     """Reads one data item and nothing after it; lengths may be indefinite. Raises CborError.
 
     Tags, duplicate names and more than ``depth`` maps and lists inside each other are
-    refused; kinds of values only by ``deterministic``. Names are texts and byte strings, or
+    refused; kinds of values only by ``encode_deterministic``. Names are texts and byte strings, or
     with ``any_names`` also what COSE and CWT have, integers.
     """
     stream = io.BytesIO(data)
@@ -73,7 +72,7 @@ def encode(value: object, order: Order) -> bytes:
     Raises CborError for text that is not Unicode and for what the order refuses.
     """
     try:
-        return cbor2.dumps(order(value), default=_encode_float)
+        return cbor2.dumps(order(value))
     except UnicodeEncodeError:
         raise CborError("a text with half a surrogate pair") from None
 
@@ -83,38 +82,59 @@ def as_given(value: Any) -> Any:
     return value
 
 
-def deterministic(value: Any) -> Any:
-    """Sorts names by their encoded bytes (RFC 8949 section 4.2.1), in values as JSON has them.
+def encode_deterministic(value: Any) -> bytes:
+    """Encodes a value as JSON has them, or a byte string, in it names by their encoded bytes.
 
-    Raises CborError for names that are not text, integers beyond 64 bits, numbers that
-    are not finite, and kinds of values that JSON does not have, except byte strings.
+    RFC 8949 section 4.2.1. Raises CborError for names that are not text, text that is not
+    Unicode, integers beyond 64 bits, numbers that are not finite, and other kinds of values.
     """
+    parts: list[bytes] = []
+    try:
+        _write(value, parts)
+    except UnicodeEncodeError:
+        raise CborError("a text with half a surrogate pair") from None
+    return b"".join(parts)
+
+
+def _write(value: Any, parts: list[bytes]) -> None:
     kind = type(value)
     if kind is dict:
-        return {
-            name: member if type(member := value[name]) is str else deterministic(member)
-            for name in _sorted_names(*value)
-        }
-    if kind is list:
-        return [deterministic(member) for member in value]
-    if kind in _PLAIN or (kind is int and abs(value) <= MAX_INTEGER):
-        return value
+        start, names = _layout(*value)
+        parts.append(start)
+        for name, encoded in names:
+            member = value[name]
+            parts.append(encoded)
+            if type(member) is str:  # most are: no call for these
+                data = member.encode()
+                length = len(data)
+                parts += (_TEXT_HEADS[length] if length < 256 else head(3, length), data)
+            else:
+                _write(member, parts)
+    elif kind is list:
+        parts.append(head(4, len(value)))
+        for member in value:
+            _write(member, parts)
+    else:
+        parts.append(_simple(value, kind))
+
+
+_TEXT_HEADS = [head(3, length) for length in range(256)]
+
+
+def _simple(value: Any, kind: type) -> bytes:
+    """Encodes a value that holds no others; raises CborError."""
+    if kind is str:
+        data: bytes = value.encode()
+        return head(3, len(data)) + data
+    if kind is int and abs(value) <= MAX_INTEGER:
+        return head(0, value) if value >= 0 else head(1, -1 - value)
     if kind is float and math.isfinite(value):
-        return _Shortest(value)
+        return cbor2.dumps(value, canonical=True)  # in the shortest form that keeps it
+    if kind is bytes:
+        return byte_string(value)
+    if kind is bool or value is None:
+        return cbor2.dumps(value)
     raise CborError("a value that JSON does not have, or a number beyond its range")
-
-
-@dataclass(frozen=True, slots=True)
-class _Shortest:
-    """A float, to be written in the shortest form that keeps its value."""
-
-    value: float
-
-
-def _encode_float(encoder: cbor2.CBOREncoder, wrapped: Any) -> None:
-    # A marker and the default hook, because cbor2's own canonical mode takes
-    # three times as long and a hook on float slows down every other value.
-    encoder.write(cbor2.dumps(wrapped.value, canonical=True))
 
 
 # --- records: each value has one encoding, and only that is read -----------------------------
@@ -220,36 +240,50 @@ def _arranged(value: Any, depth: int) -> Any:
 @lru_cache(maxsize=32, typed=True)
 def _ascii_names(*names: object) -> list[str]:
     """Returns the names of a record in order. Records of a kind have the same ones."""
-    in_order = _sorted_names(*names)
+    in_order = _in_order(*names)
     if not all(map(str.isascii, in_order)):
         raise CborError("a name that is not ASCII")
     return in_order
 
 
-def _sorted_names(*names: object) -> list[str]:
-    """Returns names in the order of their encoded bytes; raises CborError.
+def _layout(*names: object) -> "_Layout":
+    """Returns what maps with these names share; raises CborError.
 
-    Payloads of one kind share theirs, so they are kept, but only few and short ones: names
+    Payloads of one kind share theirs, so it is kept, but only of few and short names: these
     are what strangers send.
     """
     if len(names) > KEPT_NAMES:
-        return _in_order(*names)
+        return _layout_of(*names)
     try:
         size = len("".join(names))  # type: ignore[arg-type] # what is not text is refused below
     except TypeError:
         raise CborError("a name that is not text") from None
-    return (_kept_in_order if size <= KEPT_SIZE else _in_order)(*names)
+    return (_kept_layout if size <= KEPT_SIZE else _layout_of)(*names)
+
+
+class _Layout(NamedTuple):
+    """A map without its values: its head, and each name with its encoding, in their order."""
+
+    start: bytes
+    names: Sequence[tuple[str, bytes]]
+
+
+def _layout_of(*names: object) -> _Layout:
+    in_order = _in_order(*names)
+    encoded = [(name, head(3, len(name.encode())) + name.encode()) for name in in_order]
+    return _Layout(head(5, len(encoded)), encoded)
+
+
+_kept_layout = lru_cache(maxsize=1024, typed=True)(_layout_of)
 
 
 def _in_order(*names: object) -> list[str]:
+    """Returns names in the order of their encoded bytes; raises CborError."""
     if not all(isinstance(name, str) for name in names):
         raise CborError("a name that is not text")
     # Code points sort as their UTF-8 does; the head of a name grows with its length.
     in_order = sorted(str(name) for name in names)
     return sorted(in_order, key=lambda name: len(name.encode()))
-
-
-_kept_in_order = lru_cache(maxsize=1024, typed=True)(_in_order)
 
 
 class _NoTags(dict[int, Any]):

@@ -178,7 +178,7 @@ def cbor_map(payload: bytes) -> dict[Any, Any]:
 
     Raises PayloadError for anything else, and for duplicate keys, tags, nesting
     beyond MAX_DEPTH, and bytes after the map. Kinds of values and names are
-    judged where they are encoded again (``cbor.deterministic``).
+    judged where they are encoded again (``cbor.encode_deterministic``).
     """
     try:
         value = cbor.load(payload, MAX_DEPTH)

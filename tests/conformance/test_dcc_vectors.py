@@ -185,9 +185,9 @@ def test_payload_with_indefinite_lengths(path: Path) -> None:
     payload = bytes.fromhex(vector["CBOR"])
     document = dcc.read(payload).document
     assert document == vector["JSON"]
-    ours = cbor.encode(document, cbor.deterministic)
+    ours = cbor.encode_deterministic(document)
     assert ours == cbor2.dumps(cbor2.loads(payload), canonical=True)
-    assert ours == cbor.encode(dcc.read(payload_of(vector)).document, cbor.deterministic)
+    assert ours == cbor.encode_deterministic(dcc.read(payload_of(vector)).document)
 
 
 @pytest.mark.parametrize("path", KEY_USAGE, ids=name)

@@ -44,3 +44,10 @@ def test_round_trip_and_length(data: bytes) -> None:
 def test_every_pair_of_bytes() -> None:
     data = b"".join(n.to_bytes(2, "big") for n in range(1 << 16))
     assert decode(base45.encode(data).decode()) == data
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_several_together_are_as_one_by_one(items: list[bytes]) -> None:
+    texts = base45.encode_all(items)
+    assert [decode(text.decode()) for text in texts] == items
+    assert texts == [base45.encode(item) for item in items]
