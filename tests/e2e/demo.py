@@ -33,9 +33,12 @@ _METRICS = ("signer_items_total{", "signer_workers{", "signer_ready", "signer_ke
 
 
 class Issued(NamedTuple):
-    """What `signer issue` made: its journal's lines, the files of texts, certificates a second."""
+    """What `signer issue` made: from its journal certificates and the facilities' records, the
+    files of texts, certificates a second.
+    """
 
     certificates: list[dict[str, Any]]
+    cosigned: list[dict[str, Any]]
     files: list[Path]
     rate: float
 
@@ -60,10 +63,13 @@ def issue(appliance: DevAppliance, name: str, records: list[Person], *words: str
         sys.exit(f"the demo failed: signer issue ended with {done.returncode}: {done.stdout}")
     summary = json.loads(done.stdout)
     lines = map(json.loads, (out / "issued.jsonl").read_text().splitlines())
-    made = [each for line in lines for each in line.get("issued", ())]
+    made, cosigned = list[dict[str, Any]](), list[dict[str, Any]]()
+    for line in lines:
+        made += line.get("issued", ())
+        cosigned += line.get("cosigned", ())
     with (out / "certificates.csv").open(newline="") as listed:
         files = [out / row["file"] for row in csv.DictReader(listed)]
-    return Issued(made, files, len(records) / summary["seconds"])
+    return Issued(made, cosigned, files, len(records) / summary["seconds"])
 
 
 def national_flow(appliance: DevAppliance) -> Issued:
@@ -81,7 +87,7 @@ def national_flow(appliance: DevAppliance) -> Issued:
     texts = [each["text"] for each in made.certificates]
     claims = verifiers.hcert(texts, Path(keys[_KEY]["certificate"]))
     say(f"  python-cwt accepts {len(claims):,} certificates, issued by {claims[0]['iss']}")
-    for facility, group in groupby(sorted(made.certificates, key=by_facility), by_facility):
+    for facility, group in groupby(sorted(made.cosigned, key=by_facility), by_facility):
         key, of_one = keys[f"facilities/{facility}/keys/records"], list(group)
         tokens = [each["signed"] for each in of_one]
         verdicts = verifiers.jws(tokens, Path(key["public_key"]), key["algorithm"])

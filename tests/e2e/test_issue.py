@@ -142,7 +142,7 @@ def test_each_record_gets_one_certificate_with_two_signatures(office: Office) ->
 
     signed = digests(office.appliance, "HCERT") - before
     assert (signed.total(), set(signed.values())) == (500, {1})
-    rows = [row for step in steps(office) for row in step.get("issued", ())]
+    rows = [row for step in steps(office) for row in step.get("cosigned", ())]
     facilities = {row["record"]: (row["facility"], row["signed"]) for row in rows}
     for person in records:
         facility, token = facilities[person["record"]]
@@ -389,6 +389,21 @@ def test_a_key_that_does_not_do_leaves_no_run_behind(
     assert office.issued(people(4, seed=18))["issued"] == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--country", "Vn"), "--country is Vn: expected two capital letters"),
+        (("--issuer", "x" * 81), "--issuer should be 1 to 80 characters"),
+        (("--uvci-prefix", "x" * 49), "--uvci-prefix should be 1 to 48 characters"),
+        (("--pages", "a3"), "is not one of 'a4', 'a5'"),
+    ],
+)
+def test_wrong_usage(office: Office, words: tuple[str, ...], said: str) -> None:
+    done = office.issue(people(5, seed=18), *words)
+    assert (done.code, said in done.err) == (2, True)
+    assert not office.out.exists()
+
+
 def test_an_appliance_that_is_away_leaves_no_run_behind(office: Office) -> None:
     client = office.appliance.client_file()
     away = client.with_name("client-away.yaml")
@@ -422,7 +437,7 @@ def test_a_province_signs_for_its_facilities_and_the_log_says_for_which(
     for intent, _ in signed_in(office.appliance, "HCERT"):
         assert intent.principal == "spiffe://dev.signer.example/issuer"
 
-    [row] = [row for step in steps(office) for row in step.get("issued", ())][:1]
+    [row] = [row for step in steps(office) for row in step.get("cosigned", ())][:1]
     token = tmp_path / "record.jws"
     token.write_text(row["signed"])
     config = ("--config", office.appliance.dir / "signer.yaml")
@@ -432,6 +447,6 @@ def test_a_province_signs_for_its_facilities_and_the_log_says_for_which(
     [described] = json.loads(signer("audit", "find", *config, "--file", token, "--json").out)
     assert (described["on_behalf_of"], described["principal"]) == (row["facility"], PROVINCE)
     text = tmp_path / "certificate.txt"
-    text.write_text(row["text"])
+    text.write_text(office.texts()[row["record"]])
     [described] = json.loads(signer("audit", "find", *config, "--file", text, "--json").out)
     assert described["on_behalf_of"] is None

@@ -12,7 +12,7 @@ from signer.cli.completion import key_and_version_names
 from signer.cli.connection import daemon_options
 from signer.cli.issue.outputs import CERTIFICATES, LIST, PNG, REVOKED, SVG, Drawn
 from signer.cli.issue.pages import SIZES
-from signer.cli.issue.records import CertificateIssuer
+from signer.cli.issue.records import UVCI_DIGITS, CertificateIssuer
 from signer.cli.issue.run import IssueJob, IssueRun, run_job
 from signer.cli.options import FILE, NEW_FOLDER
 from signer.cli.output import explained, output, say
@@ -190,7 +190,7 @@ def issue(
         key=key,
         facility_key=facility_key,
         out=out,
-        issuer=CertificateIssuer(country, issuer, uvci_prefix or f"URN:UVCI:01:{country}:"),
+        issuer=_issuer(country, issuer, uvci_prefix),
         drawn=Drawn(tuple(f".{kind}" for kind in sorted(set(images))), pages or "", qr_level),
         processes=processes,
         batch=batch,
@@ -198,3 +198,17 @@ def issue(
         timeout=timeout,
     )
     return run_job(job)
+
+
+def _issuer(country: str, name: str, prefix: str | None) -> CertificateIssuer:
+    """Returns what all certificates say; raises UsageError if none may say it."""
+    if len(country) != 2 or not (country.isascii() and country.isalpha() and country.isupper()):
+        raise click.UsageError(f"--country is {country}: expected two capital letters, as in VN")
+    made = CertificateIssuer(country, name, prefix or f"URN:UVCI:01:{country}:")
+    for option, text, most in (
+        ("--issuer", made.name, 80),
+        ("--uvci-prefix", made.uvci_prefix, 80 - UVCI_DIGITS),
+    ):
+        if not (text.isprintable() and 0 < len(text) <= most):
+            raise click.UsageError(f"{option} should be 1 to {most} characters of text")
+    return made

@@ -1,8 +1,9 @@
 """What was issued, in a folder: one line of JSON for each step, on disk before the next one.
 
-A batch of certificates is one line, so that after a crash it is known as a whole or not at all.
-What was sent and is not in the journal is sent again in the same batches under the same request
-ids, and an appliance that signed it answers with what it signed then.
+Of a batch, what the facilities signed is one line, and what the ministry signed another, so that
+after a crash each is known as a whole or not at all. What was sent and is not in the journal is
+sent again in the same batches under the same request ids, and an appliance that signed it answers
+with what it signed then.
 """
 
 import fcntl
@@ -13,8 +14,10 @@ import os
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Self
 
 from signer.errors import OperatorError
@@ -24,7 +27,7 @@ JOURNAL = "issued.jsonl"
 
 
 class IssuedCertificate(NamedTuple):
-    """A certificate: ``text`` is that of its QR code, ``signed`` the facility's record (JWS).
+    """A certificate: ``text`` is that of its QR code.
 
     ``line`` is that of the record in the file of its run, ``audit_record`` the number of the
     intent in the log of the appliance.
@@ -35,7 +38,6 @@ class IssuedCertificate(NamedTuple):
     line: int
     content: str
     uvci: str
-    signed: str
     text: str
     audit_record: int | None
 
@@ -45,11 +47,19 @@ class IssuedCertificate(NamedTuple):
         return f"{self.line:07}-{hashlib.sha256(self.uvci.encode()).hexdigest()[:12]}"
 
 
-class FailedRecord(NamedTuple):
-    """A record without a certificate; ``signed`` is the facility's record for ``uvci``, or ""."""
+class CosignedRecord(NamedTuple):
+    """What a facility signed (JWS) for the certificate that is to have this UVCI."""
 
     record: str
+    facility: str
     uvci: str
+    signed: str
+
+
+class SignedBefore(NamedTuple):
+    """A JWS that is in the journal, and the step that has it, whose records are one batch."""
+
+    step: int
     signed: str
 
 
@@ -62,7 +72,7 @@ class _InForce(NamedTuple):
 
 
 class Journal:
-    """The journal of one folder, locked while it is open. Raises OperatorError.
+    """The journal of one folder, locked while it is open; for any threads. Raises OperatorError.
 
     ``interrupted`` is what a run that has not ended was asked for, None if the last one ended;
     ``last`` is the time of the last step, in epoch seconds; ``revoked`` has the UVCIs that later
@@ -74,7 +84,10 @@ class Journal:
         self._path = path
         self._secret = b""
         self._known: dict[str, _InForce] = {}
-        self._failed: dict[str, tuple[int, FailedRecord]] = {}
+        self._cosigned: dict[str, tuple[int, CosignedRecord]] = {}
+        self._tries: Counter[str] = Counter()
+        self._steps = 0
+        self._writing = Lock()
         self.interrupted: Mapping[str, Any] | None = None
         self.last = 0
         self.revoked: list[str] = []
@@ -143,10 +156,12 @@ class Journal:
         text = f"{record}\0{known.times if known else 0}\0{content}"
         return hmac.digest(self._secret, text.encode(), "sha256")
 
-    def signed_before(self, record: str, uvci: str) -> str:
-        """Returns what the facility signed for a certificate that was not made then, else ""."""
-        _, failed = self._failed.get(record, (0, None))
-        return failed.signed if failed is not None and failed.uvci == uvci else ""
+    def signed_before(self, record: str, uvci: str) -> SignedBefore | None:
+        """Returns what the facility signed for a certificate that is not in the journal."""
+        step, cosigned = self._cosigned.get(record, (0, None))
+        if cosigned is None or cosigned.uvci != uvci:
+            return None
+        return SignedBefore(step, cosigned.signed)
 
     def request_id(self, key: str, parts: Iterable[tuple[str, bytes]]) -> uuid.UUID:
         """Returns the request id of a call: the same for the same key, records and payloads.
@@ -155,8 +170,7 @@ class Journal:
         """
         digest = hashlib.sha256(key.encode())
         for record, payload in parts:
-            tries, _ = self._failed.get(record, (0, None))
-            digest.update(b"%d %d\n" % (tries, len(payload)) + payload)
+            digest.update(b"%d %d\n" % (self._tries[record], len(payload)) + payload)
         return uuid.uuid5(uuid.UUID(bytes=self._secret[:16]), digest.hexdigest())
 
     def certificates(self) -> Iterator[IssuedCertificate]:
@@ -173,10 +187,16 @@ class Journal:
         if self.interrupted is None:
             self._add({"run": asked})
 
-    def add(self, issued: Sequence[IssuedCertificate], failed: Sequence[FailedRecord]) -> None:
-        """Adds what became of a batch; on disk when this returns."""
-        if issued or failed:
-            self._add({"issued": _rows(issued), "failed": _rows(failed)})
+    def add_cosigned(self, cosigned: Sequence[CosignedRecord], failed: Sequence[str]) -> None:
+        """Adds what facilities signed of a batch, and the records that failed.
+
+        It is on disk when this returns: only then may the certificates be asked for.
+        """
+        self._add({"cosigned": _rows(cosigned), "failed": failed})
+
+    def add_issued(self, issued: Sequence[IssuedCertificate], failed: Sequence[str]) -> None:
+        """Adds the certificates of a batch, and the records that failed; on disk on return."""
+        self._add({"issued": _rows(issued), "failed": failed})
 
     def end(self) -> None:
         """Ends the run: of each record it is known whether it has a certificate."""
@@ -185,13 +205,14 @@ class Journal:
     def _add(self, step: dict[str, Any]) -> None:
         step["time"] = int(time.time())
         line = json.dumps(step, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise OperatorError(f"{self._path} cannot be written: {error.strerror}") from error
-        self._take(step)
+        with self._writing:
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise OperatorError(f"{self._path} cannot be written: {error.strerror}") from error
+            self._take(step)
 
     # --- how it is read --------------------------------------------------------------------
 
@@ -227,6 +248,8 @@ class Journal:
 
     def _take(self, step: Mapping[str, Any]) -> None:
         self.last = step["time"]
+        self._steps += 1
+        self._tries.update(step.get("failed", ()))
         match step:
             case {"journal": _, "secret": str(secret)}:
                 self._secret = bytes.fromhex(secret)
@@ -234,13 +257,12 @@ class Journal:
                 self.interrupted = asked
             case {"ended": _}:
                 self.interrupted = None
-            case {"issued": issued, "failed": failed}:
+            case {"cosigned": cosigned}:
+                for row in cosigned:
+                    self._cosigned[row["record"]] = (self._steps, CosignedRecord(**row))
+            case {"issued": issued}:
                 for row in issued:
                     self._take_issued(IssuedCertificate(**row))
-                for row in failed:
-                    one = FailedRecord(**row)
-                    tries, _ = self._failed.get(one.record, (0, None))
-                    self._failed[one.record] = (tries + 1, one)
 
     def _take_issued(self, certificate: IssuedCertificate) -> None:
         known = self._known.get(certificate.record)
@@ -248,10 +270,10 @@ class Journal:
             self.revoked.append(known.uvci)
         times = known.times + 1 if known else 1
         self._known[certificate.record] = _InForce(certificate.content, certificate.uvci, times)
-        self._failed.pop(certificate.record, None)
+        self._cosigned.pop(certificate.record, None)
 
 
-def _rows(named: Sequence[IssuedCertificate | FailedRecord]) -> list[dict[str, Any]]:
+def _rows(named: Sequence[IssuedCertificate | CosignedRecord]) -> list[dict[str, Any]]:
     return [each._asdict() for each in named]
 
 

@@ -50,7 +50,8 @@ _FROM_PATH = {
 _RECORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,63}")
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
 _MOST_MISTAKES = 1000
-_IDENTIFIER_LENGTH = 32  # of what follows the prefix in a UVCI
+UVCI_DIGITS = 32
+"""Characters after the prefix of a UVCI."""
 
 
 class CertificateIssuer(NamedTuple):
@@ -269,7 +270,7 @@ def _document(
         "dt": texts["date"],
         "co": issuer.country,
         "is": issuer.name,
-        "ci": issuer.uvci_prefix + "0" * _IDENTIFIER_LENGTH,
+        "ci": issuer.uvci_prefix + "0" * UVCI_DIGITS,
     }
     return {"ver": "1.3.0", "nam": _names(texts, faults), "dob": texts["born"], "v": [entry]}
 
@@ -306,4 +307,4 @@ def _json(value: object) -> bytes:
 
 def uvci_of(issuer: CertificateIssuer, digest: bytes) -> str:
     """Returns the UVCI for a digest, of which it has the first 16 bytes."""
-    return issuer.uvci_prefix + digest.hex().upper()[:_IDENTIFIER_LENGTH]
+    return issuer.uvci_prefix + digest.hex().upper()[:UVCI_DIGITS]

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -92,7 +93,7 @@ def run_job(job: IssueJob) -> IssueRun:
         _check_interrupted(journal, job)
         todo = sum(not journal.is_issued(each.record, each.content) for each in records)
         with progress("signing") as advance:
-            tally = _Tally(journal, lambda done: advance(done, todo))
+            tally = _Tally(lambda done: advance(done, todo))
             if todo:
                 _sign(job, journal, records, tally, stop.is_set)
         if tally.done < todo:
@@ -121,10 +122,9 @@ def run_job(job: IssueJob) -> IssueRun:
 
 
 class _Tally:
-    """Keeps in the journal what became of batches, and counts it."""
+    """Counts what became of batches."""
 
-    def __init__(self, journal: Journal, show: Callable[[int], object]) -> None:
-        self._journal = journal
+    def __init__(self, show: Callable[[int], object]) -> None:
         self._show = show
         self.issued = self.corrected = 0
         self.refusals: list[Refusal] = []
@@ -134,10 +134,8 @@ class _Tally:
         return self.issued + len(self.refusals)
 
     def take(self, made: Certified) -> None:
-        corrected = sum(self._journal.has(each.record) for each in made.issued)
-        self._journal.add(made.issued, made.failed)
-        self.issued += len(made.issued)
-        self.corrected += corrected
+        self.issued += made.issued
+        self.corrected += made.corrected
         self.refusals += made.refusals
         self._show(self.done)
 
@@ -171,6 +169,7 @@ def _sign(
     stopping: Callable[[], bool],
 ) -> None:
     """Has all records signed that are not. Raises OperatorError."""
+    fresh = journal.interrupted is None
     try:
         with ExitStack() as stack:
             ministry = facilities = stack.enter_context(connect(job.client_file))
@@ -184,32 +183,42 @@ def _sign(
             )
             signatures.check()
             journal.begin(job.asked)
-            batches = _batches(journal, job, records)
+            batches = batches_of(journal, job, records)
             certify_all(batches, signatures.certify, tally.take, job.in_flight, stopping)
     except OperatorError as error:
         if not isinstance(error.__cause__, SignerClientError):
             raise
-        if isinstance(error.__cause__, REFUSED) and not tally.issued:
-            journal.end()  # nothing was signed: another file or key may be given
+        if isinstance(error.__cause__, REFUSED) and fresh and not tally.done:
+            journal.end()  # no certificate was made: another file or key may be given
             raise
         raise OperatorError(f"{error}\n  {GOES_ON}") from error.__cause__
 
 
-def _batches(
+def batches_of(
     journal: Journal, job: IssueJob, records: Sequence[PersonRecord]
 ) -> Iterator[list[Draft]]:
     """Yields drafts of what is not issued, in batches that are the same each time.
 
-    They are cut from all records, issued or not: a batch of which nothing is known, because the
-    program was killed, is made of the same records again. Neighbours have one facility.
+    Those whose facilities' records are in the journal are one batch for each step that has them.
+    The others are cut from all records, issued or not: a batch of which nothing is known is made
+    of the same records again. Neighbours have one facility.
     """
     ordered = sorted(records, key=lambda each: each.facility)
-    for start in range(0, len(ordered), job.batch):
-        drafts = [
-            Draft(each, uvci, journal.signed_before(each.record, uvci))
-            for each in ordered[start : start + job.batch]
-            if not journal.is_issued(each.record, each.content)
-            for uvci in [uvci_of(job.issuer, journal.identity(each.record, each.content))]
-        ]
-        if drafts:
-            yield drafts
+    drafts = [_draft(journal, job, each) for each in ordered]
+    cosigned: defaultdict[int, list[Draft]] = defaultdict(list)
+    for draft in filter(None, drafts):
+        if draft.before is not None:
+            cosigned[draft.before.step].append(draft)
+    yield from cosigned.values()
+    for start in range(0, len(drafts), job.batch):
+        batch = [each for each in drafts[start : start + job.batch] if each and not each.before]
+        if batch:
+            yield batch
+
+
+def _draft(journal: Journal, job: IssueJob, record: PersonRecord) -> Draft | None:
+    """Returns what is to be made of a record; None if its certificate says the same."""
+    if journal.is_issued(record.record, record.content):
+        return None
+    uvci = uvci_of(job.issuer, journal.identity(record.record, record.content))
+    return Draft(record, uvci, journal.signed_before(record.record, uvci))

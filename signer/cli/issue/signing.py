@@ -9,7 +9,7 @@ from itertools import groupby
 from threading import Event
 from typing import NamedTuple
 
-from signer.cli.issue.journal import FailedRecord, IssuedCertificate, Journal
+from signer.cli.issue.journal import CosignedRecord, IssuedCertificate, Journal, SignedBefore
 from signer.cli.issue.records import PersonRecord
 from signer.client import (
     DeniedError,
@@ -35,11 +35,11 @@ _STOPPING = b"stopping when the batches in flight are done; once more to stop at
 
 
 class Draft(NamedTuple):
-    """A certificate to make. ``signed`` is the facility's record if it has signed it before."""
+    """A certificate to make. ``before`` is what the facility has signed of it, if it is known."""
 
     record: PersonRecord
     uvci: str
-    signed: str
+    before: SignedBefore | None
 
 
 class Refusal(NamedTuple):
@@ -52,15 +52,15 @@ class Refusal(NamedTuple):
 
 
 class Certified(NamedTuple):
-    """What became of a batch."""
+    """What became of a batch: ``corrected`` of the ``issued`` replace another certificate."""
 
-    issued: list[IssuedCertificate]
-    failed: list[FailedRecord]
+    issued: int
+    corrected: int
     refusals: list[Refusal]
 
 
 class TwoSignatures:
-    """Makes certificates of drafts; safe to share between threads.
+    """Makes certificates of drafts and keeps them in the journal; safe to share between threads.
 
     ``facilities`` may sign with the key ``facility_key`` of each facility, ``ministry`` with
     ``key``. ``timeout`` is in seconds, for each call with all its attempts.
@@ -87,55 +87,61 @@ class TwoSignatures:
         self._limit(self._ministry, self._key)
 
     def certify(self, drafts: Sequence[Draft]) -> Certified:
-        """Returns what became of the drafts.
+        """Makes the certificates of drafts, and adds them to the journal.
 
-        Raises SignerClientError if a call fails so that it is not known what was signed, or no
-        other call would do better: then the same drafts are to be given again.
+        What facilities have signed of them is known of all drafts, in one step of the journal, or
+        of none. Raises SignerClientError if a call fails so that it is not known what was signed,
+        or no other call would do better: then the same drafts are to be given again.
         """
-        made = Certified([], [], [])
-        signed = list(self._signed_by_facilities(drafts, made))
-        if not signed:
-            return made
-        payloads = [draft.record.certificate(draft.uvci) for draft in signed]
-        beside = [draft.signed.encode() for draft in signed]
-        results = self._sign(self._ministry, self._key, signed, payloads, beside)
-        for draft, result in zip(signed, results, strict=True):
-            if result.error is not None:
-                _fail(made, draft, self._key, result.error)
-                continue
-            record = draft.record
-            made.issued.append(
-                IssuedCertificate(
-                    record.record,
-                    record.facility,
-                    record.line,
-                    record.content,
-                    draft.uvci,
-                    draft.signed,
-                    result.signature.decode(),
-                    result.audit_record,
-                )
-            )
-        return made
+        refusals: list[Refusal] = []
+        if any(draft.before is None for draft in drafts):
+            cosigned = self._cosign(drafts, refusals)
+        else:
+            cosigned = [(draft, draft.before.signed) for draft in drafts if draft.before]
+        if not cosigned:
+            return Certified(0, 0, refusals)
+        payloads = [draft.record.certificate(draft.uvci) for draft, _ in cosigned]
+        beside = [signed.encode() for _, signed in cosigned]
+        of_all = [draft for draft, _ in cosigned]
+        results = self._sign(self._ministry, self._key, of_all, payloads, beside)
+        issued, failed = list[IssuedCertificate](), list[str]()
+        for draft, result in zip(of_all, results, strict=True):
+            if result.error is None:
+                issued.append(_issued(draft, result))
+            else:
+                failed.append(draft.record.record)
+                refusals.append(_refusal(draft, self._key, result.error))
+        corrected = sum(self._journal.has(each.record) for each in issued)
+        self._journal.add_issued(issued, failed)
+        return Certified(len(issued), corrected, refusals)
 
-    def _signed_by_facilities(self, drafts: Sequence[Draft], made: Certified) -> Iterator[Draft]:
-        """Yields the drafts with their facilities' records; those without are in ``made``."""
-        yield from (draft for draft in drafts if draft.signed)
-        unsigned = [draft for draft in drafts if not draft.signed]
-        for facility, group in groupby(unsigned, lambda draft: draft.record.facility):
+    def _cosign(self, drafts: Sequence[Draft], refusals: list[Refusal]) -> list[tuple[Draft, str]]:
+        """Returns the drafts of which facilities sign the record, with that; it is in the journal.
+
+        The others are among ``refusals``.
+        """
+        cosigned, failed = list[tuple[Draft, str]](), list[str]()
+        for facility, group in groupby(drafts, lambda draft: draft.record.facility):
             key, of_one = f"facilities/{facility}/keys/{self._facility_key}", list(group)
             payloads = [draft.record.signed_by_facility(draft.uvci) for draft in of_one]
             try:
                 results = self._sign(self._facilities, key, of_one, payloads)
             except _OF_THIS_KEY as error:
-                for draft in of_one:
-                    _fail(made, draft, key, error)
+                failed += [draft.record.record for draft in of_one]
+                refusals += [_refusal(draft, key, error) for draft in of_one]
                 continue
             for draft, result in zip(of_one, results, strict=True):
                 if result.error is None:
-                    yield draft._replace(signed=result.signature.decode())
+                    cosigned.append((draft, result.signature.decode()))
                 else:
-                    _fail(made, draft, key, result.error)
+                    failed.append(draft.record.record)
+                    refusals.append(_refusal(draft, key, result.error))
+        rows = [
+            CosignedRecord(draft.record.record, draft.record.facility, draft.uvci, signed)
+            for draft, signed in cosigned
+        ]
+        self._journal.add_cosigned(rows, failed)
+        return cosigned
 
     def _sign(
         self,
@@ -168,9 +174,21 @@ class TwoSignatures:
         return limit
 
 
-def _fail(made: Certified, draft: Draft, key: str, error: SignerClientError) -> None:
-    made.failed.append(FailedRecord(draft.record.record, draft.uvci, draft.signed))
-    made.refusals.append(Refusal(draft.record.line, key, error.reason, error.message))
+def _issued(draft: Draft, result: ItemResult) -> IssuedCertificate:
+    record = draft.record
+    return IssuedCertificate(
+        record.record,
+        record.facility,
+        record.line,
+        record.content,
+        draft.uvci,
+        result.signature.decode(),
+        result.audit_record,
+    )
+
+
+def _refusal(draft: Draft, key: str, error: SignerClientError) -> Refusal:
+    return Refusal(draft.record.line, key, error.reason, error.message)
 
 
 @contextmanager

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from signer.cli.issue.journal import JOURNAL, FailedRecord, IssuedCertificate, Journal
+from signer.cli.issue.journal import (
+    JOURNAL,
+    CosignedRecord,
+    IssuedCertificate,
+    Journal,
+    SignedBefore,
+)
 from signer.errors import OperatorError
 
 ASKED = {"file": "x"}
@@ -14,7 +20,7 @@ ASKED = {"file": "x"}
 
 def certificate(record: str, content: str = "1", uvci: str = "") -> IssuedCertificate:
     made = uvci or f"U:{record}:{content}"
-    return IssuedCertificate(record, "01-001", 2, content, made, "jws", "HC1:X", 7)
+    return IssuedCertificate(record, "01-001", 2, content, made, "HC1:X", 7)
 
 
 def lines(folder: Path) -> list[bytes]:
@@ -25,14 +31,17 @@ def test_what_was_added_is_there_after_a_crash(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with Journal.open(folder) as journal:
         journal.begin(ASKED)
-        journal.add([certificate("a"), certificate("b")], [FailedRecord("c", "U:c", "jws")])
+        rows = [CosignedRecord(name, "01-001", f"U:{name}", f"jws {name}") for name in "abc"]
+        journal.add_cosigned(rows, ["d"])
+        journal.add_issued([certificate("a"), certificate("b")], ["c"])
     with Journal.open(folder) as journal:
         assert journal.interrupted == ASKED
         assert journal.is_issued("a", "1")
         assert not journal.is_issued("a", "2")
         assert not journal.has("c")
-        assert journal.signed_before("c", "U:c") == "jws"
-        assert journal.signed_before("c", "another") == ""
+        assert journal.signed_before("c", "U:c") == SignedBefore(3, "jws c")
+        assert journal.signed_before("c", "another") is None
+        assert journal.signed_before("a", "U:a") is None
         assert [each.record for each in journal.certificates()] == ["a", "b"]
         journal.end()
     with Journal.open(folder) as journal:
@@ -47,7 +56,7 @@ def test_a_torn_line_is_as_if_it_had_not_been(tmp_path: Path, kept: int) -> None
     with Journal.open(folder) as journal:
         before = journal.identity("a", "1"), journal.request_id("key", [("a", b"x")])
         journal.begin(ASKED)
-        journal.add([certificate("a"), certificate("b")], [])
+        journal.add_issued([certificate("a"), certificate("b")], [])
     head, run, step = lines(folder)
     torn = step[: min(kept, len(step) - 1)]
     (folder / JOURNAL).write_bytes(head + run + torn)
@@ -55,7 +64,7 @@ def test_a_torn_line_is_as_if_it_had_not_been(tmp_path: Path, kept: int) -> None
         assert not journal.has("a")
         assert not journal.has("b")
         assert (journal.identity("a", "1"), journal.request_id("key", [("a", b"x")])) == before
-        journal.add([certificate("b")], [])
+        journal.add_issued([certificate("b")], [])
     assert [json.loads(line).keys() for line in lines(folder)][-1] == {"issued", "failed", "time"}
     assert len(lines(folder)) == 3
 
@@ -63,7 +72,7 @@ def test_a_torn_line_is_as_if_it_had_not_been(tmp_path: Path, kept: int) -> None
 def test_ids_depend_on_key_payload_and_failures_and_on_nothing_else(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "out") as journal:
         first = journal.request_id("key", [("a", b"x"), ("b", b"y")])
-        journal.add([certificate("z")], [])
+        journal.add_issued([certificate("z")], [])
         assert journal.request_id("key", [("a", b"x"), ("b", b"y")]) == first
         others = {
             first,
@@ -72,7 +81,7 @@ def test_ids_depend_on_key_payload_and_failures_and_on_nothing_else(tmp_path: Pa
             journal.request_id("key", [("a", b"xy"), ("b", b"")]),
             journal.request_id("key", [("b", b"y"), ("a", b"x")]),
         }
-        journal.add([], [FailedRecord("b", "U", "")])
+        journal.add_issued([], ["b"])
         others.add(journal.request_id("key", [("a", b"x"), ("b", b"y")]))
     with Journal.open(tmp_path / "elsewhere") as journal:
         others.add(journal.request_id("key", [("a", b"x"), ("b", b"y")]))
@@ -86,7 +95,7 @@ def test_each_certificate_has_another_identity_and_the_replaced_are_revoked(tmp_
             identity = journal.identity("a", content)
             assert identity == journal.identity("a", content)
             seen.add(identity)
-            journal.add([certificate("a", content, identity.hex())], [])
+            journal.add_issued([certificate("a", content, identity.hex())], [])
         assert len(seen) == 3
         assert len(journal.revoked) == 2
         in_force = [journal.in_force(each) for each in journal.certificates()]
