@@ -19,11 +19,13 @@ from grpc_status import rpc_status
 
 import signer.client
 from signer.formats.payloads import PayloadError, json_object
+from signer.formats.timestamp import read_request
 from signer.tools.bench import python_load
 from signer.tools.bench.load import PYTHON
-from signer.tools.bench.workload import BAD
+from signer.tools.bench.workload import BAD, record_beside
 from signer.tools.dev import pki
 from signer.v1 import signing_pb2, signing_pb2_grpc
+from tests.unit.formats.conftest import TSA
 
 GO = Path("build/load").resolve()
 needs_go = pytest.mark.skipif(not GO.exists(), reason="`make bench` builds the client in Go")
@@ -43,6 +45,7 @@ class StandIn(signing_pb2_grpc.SigningServiceServicer):
         self.refuses = self.fails = False
         self.seen: Counter[str] = Counter()
         self.payloads: list[bytes] = []
+        self.cosigned: list[tuple[bytes, bytes]] = []
         self.streams = 0
         self._lock = threading.Lock()
 
@@ -50,6 +53,7 @@ class StandIn(signing_pb2_grpc.SigningServiceServicer):
         with self._lock:
             self.seen[request.key] += 1
             self.payloads += request.payloads
+            self.cosigned += zip(request.payloads, request.cosignatures, strict=False)
             number = self.seen.total()
         if self.refuses and number % 10 == 5:
             return refusal("OVERLOADED")
@@ -181,6 +185,25 @@ def test_documents_parse(served: Served, client: tuple[str, ...], kind: str) -> 
     assert ("HC1" in done.stderr) == (kind == "HCERT" and client != PYTHON)
     documents = [json.loads(payload) for payload in served.stand_in.payloads]
     assert all("ver" in each if kind == "HCERT" else "id" in each for each in documents)
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_requests_for_time_stamps_can_be_granted(served: Served, client: tuple[str, ...]) -> None:
+    assert served.measured(client, "--format", "TIMESTAMP", "--batch", "3")["rate"] > 0
+    asked = [read_request(payload, TSA) for payload in served.stand_in.payloads]
+    assert len({each.imprint.digest for each in asked}) > 3
+    assert all(each.certificate and each.nonce for each in asked)
+
+
+def test_each_certificate_has_a_record_that_was_signed_before(served: Served) -> None:
+    words = ("--format", "HCERT", "--batch", "3", "--cosigner", "facilities/f/keys/c")
+    assert served.measured(PYTHON, *words)["rate"] > 0
+    assert served.stand_in.seen["facilities/f/keys/c"] > 0
+    certificates = [each for each in served.stand_in.payloads if b'"ver"' in each]
+    assert [payload for payload, _ in served.stand_in.cosigned] == certificates
+    assert {record for _, record in served.stand_in.cosigned} == {bytes(64)}
+    records = {each for each in served.stand_in.payloads if b'"vaccination"' in each}
+    assert {record_beside(each) for each in certificates} <= records
 
 
 @needs_go

@@ -36,10 +36,11 @@ class Overload:
 class Case:
     """One row of the table.
 
-    ``keys`` sign in turn. ``window``: messages in flight on each of ``callers`` streams; 0:
-    calls. ``pace``: requests a second at random times, by ``callers`` in turn; 0: each caller
-    sends its next request when it has an answer. ``gathers``: ``callers`` are tasks of one
-    program that use ``sign_one``.
+    ``keys`` sign in turn. ``cosigner``: a facility's key that has signed, before the measurement,
+    the record which comes with each payload. ``window``: messages in flight on each of
+    ``callers`` streams; 0: calls. ``pace``: requests a second at random times, by ``callers`` in
+    turn; 0: each caller sends its next request when it has an answer. ``gathers``: ``callers``
+    are tasks of one program that use ``sign_one``.
     ``loop_checks``: the C loop verifies every signature too. ``disturbed``: scrapes, reloads
     and officers' acts go on meanwhile. ``slices``: how many times longer its slices are.
     ``warm_up``: seconds of load before each of them, longer than a request takes. ``uses``: how
@@ -54,6 +55,7 @@ class Case:
     format: Format
     algorithm: Algorithm
     keys: Sequence[KeyName]
+    cosigner: KeyName | None = None
     batch: int = 500
     callers: int = 4
     window: int = 0
@@ -75,7 +77,8 @@ class Case:
     @property
     def all_keys(self) -> list[KeyName]:
         """Every key that the case needs."""
-        return [*self.keys, *(flood.key for flood in self.floods)]
+        beside = [] if self.cosigner is None else [self.cosigner]
+        return [*self.keys, *beside, *(flood.key for flood in self.floods)]
 
     @property
     def loop_keys(self) -> Sequence[KeyName]:
@@ -88,13 +91,15 @@ class Case:
         return self.callers if self.window else 1
 
 
-_RECORDS, _OTHER, _STRICT, _DCC, _DOCUMENTS, _DIGEST = (
+_RECORDS, _OTHER, _STRICT, _DCC, _COSIGNED, _DOCUMENTS, _DIGEST, _TSA = (
     KeyName("01-001", "records"),
     KeyName("01-002", "records"),
     KeyName("strict", "records"),
     KeyName("moh", "dcc"),
+    KeyName("moh", "dcc-cosigned"),
     KeyName("moh", "documents"),
     KeyName("moh", "digest"),
+    KeyName("moh", "tsa"),
 )
 _LOAD_KEYS = "l-"
 _USES = 4  # of each wrapped key by two workers: of 16 keys, one is not unwrapped yet in one of them
@@ -157,9 +162,14 @@ CASES: Sequence[Case] = (
         goals={"ratio_plain": 0.80},
     ),
     Case(
+        "hcert-cosigned", "the same beside a facility's signed record", Format.HCERT, ES256,
+        [_COSIGNED], _RECORDS, warm_up=1.0, goals={"ratio_plain": 0.45},
+    ),
+    Case(
         "cms", "CMS, detached, 4 x 500", Format.CMS, ES256, [_DOCUMENTS],
         goals={"ratio_plain": 1.10},
     ),
+    Case("timestamps", "time-stamps, 4 x 500", Format.TIMESTAMP, ES256, [_TSA]),
     Case(
         "rsa-checked", "RSA-2048, all checked", Format.MESSAGE, Algorithm.RS256,
         [KeyName("01-001", "records-rs256")], warm_up=1.0, goals={"ratio_plain": 0.95},

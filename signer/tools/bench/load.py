@@ -53,11 +53,12 @@ class Traffic(NamedTuple):
     pace: float = 0.0
     deadline: float = 60.0
     overloads: bool = False  # its pace is said at each turn
+    cosigner: KeyName | None = None
 
     @property
     def in_python(self) -> bool:
         """Whether only the client in Python sends it."""
-        return self.gathers or self.overloads or self.pace > 0
+        return self.gathers or self.overloads or self.pace > 0 or self.cosigner is not None
 
 
 class LoadTool(NamedTuple):
@@ -96,6 +97,8 @@ class LoadTool(NamedTuple):
             command += ["--bad", traffic.bad]
         if traffic.in_python:
             command += ["--pace", str(traffic.pace), "--deadline", str(traffic.deadline)]
+        if traffic.cosigner is not None:
+            command += ["--cosigner", str(traffic.cosigner)]
         if traffic.gathers:
             command.append("--gather")
         elif go and traffic.public_key is not None:
@@ -133,6 +136,7 @@ def traffic_of(case: Case, public_key: str) -> Traffic:
         pace=case.pace,
         overloads=case.overload is not None,
         deadline=case.overload.deadline if case.overload else 60.0,
+        cosigner=case.cosigner,
     )
 
 

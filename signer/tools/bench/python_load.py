@@ -24,7 +24,7 @@ import signer.client
 from signer.client._channels import CHANNEL_OPTIONS
 from signer.model import Format, KeyName
 from signer.tools.bench.figures import quantile
-from signer.tools.bench.workload import BAD, PAYLOADS, Requests, requests
+from signer.tools.bench.workload import BAD, PAYLOADS, Requests, batches, record_beside, requests
 from signer.v1 import signing_pb2
 
 _BATCH = "/signer.v1.SigningService/SignBatch"
@@ -280,9 +280,10 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
     made: list[Caller] = []
     for number in range(options.callers):
         channel = channels[number % len(channels)]
-        source = requests(
-            Format(options.format), keys, options.batch, number, options.callers, bad=options.bad
-        )
+        sent = batches(Format(options.format), options.batch, number, bad=options.bad)
+        if options.cosigner:
+            await _cosign(channel, options.cosigner, sent)
+        source = requests(sent, keys, number, options.callers)
         if number < len(channels):
             first: Any = channel.unary_unary(_BATCH)
             await first(source(0), timeout=_TIMEOUT)
@@ -292,6 +293,21 @@ async def _callers(options: argparse.Namespace) -> list[Caller]:
         else:
             made.append(Calls(channel, source, answers, options.deadline))
     return made
+
+
+async def _cosign(
+    channel: grpc.aio.Channel, key: str, sent: Sequence[signing_pb2.SignBatchRequest]
+) -> None:
+    """Puts the record beside each certificate, signed by a facility's key."""
+    method: Any = channel.unary_unary(_BATCH)
+    for batch in sent:
+        asked = signing_pb2.SignBatchRequest(
+            key=key,
+            format=signing_pb2.FORMAT_JWS,
+            payloads=[record_beside(payload) for payload in batch.payloads],
+        )
+        answer = await method(asked.SerializeToString(), timeout=_TIMEOUT)
+        batch.cosignatures.extend(signing_pb2.SignBatchResponse.FromString(answer).signatures)
 
 
 async def _sign_once(client: Any, options: argparse.Namespace) -> None:
@@ -320,6 +336,7 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--name", action="append", default=[], help="a key; may be repeated")
     parser.add_argument("--names", type=Path, metavar="FILE", help="names of keys, one a line")
     parser.add_argument("--format", default="MESSAGE", choices=[each.name for each in PAYLOADS])
+    parser.add_argument("--cosigner", metavar="KEY", help="signs the record beside each HCERT")
     parser.add_argument("--bad", choices=BAD, help="payloads that do not parse")
     parser.add_argument("--batch", type=int, default=1, help="items a request")
     parser.add_argument("--callers", type=int, default=16, help="calls at a time, or streams")

@@ -16,33 +16,37 @@ Requests = Callable[[int], bytes]
 """The n-th request of a caller, serialised."""
 
 
-def requests(
-    case_format: Format,
-    keys: Sequence[KeyName],
-    batch: int,
-    caller: int,
-    callers: int,
-    *,
-    bad: str | None = None,
-) -> Requests:
-    """Returns the requests of one caller: a few batches, with the keys in turn.
+def batches(
+    case_format: Format, batch: int, caller: int, *, bad: str | None = None
+) -> list[signing_pb2.SignBatchRequest]:
+    """Returns a few batches of one caller, without a key.
 
-    ``bad``: payloads that do not parse, one of BAD. Serialised messages merge when they are
-    concatenated, so the key is put before a batch that is serialised once.
+    ``bad``: payloads that do not parse, one of BAD.
     """
     source = random.Random(caller)  # noqa: S311  payloads only have to differ
     make = BAD[bad] if bad else PAYLOADS[case_format]
-    batches = [
+    return [
         signing_pb2.SignBatchRequest(
             format=f"FORMAT_{case_format.name}", payloads=[make(source) for _ in range(batch)]
-        ).SerializeToString()
+        )
         for _ in range(1 if bad in _LARGE else _SINGLES if batch == 1 else _REQUESTS)
     ]
+
+
+def requests(
+    made: Sequence[signing_pb2.SignBatchRequest], keys: Sequence[KeyName], caller: int, callers: int
+) -> Requests:
+    """Returns the requests of one caller: its batches and the keys in turn.
+
+    Serialised messages merge when they are concatenated, so the key is put before a batch that
+    is serialised once.
+    """
+    serialised = [each.SerializeToString() for each in made]
     heads = [signing_pb2.SignBatchRequest(key=str(key)).SerializeToString() for key in keys]
 
     def request(number: int) -> bytes:
         key = (number * callers + caller) % len(heads)
-        return heads[key] + batches[number % len(batches)]
+        return heads[key] + serialised[number % len(serialised)]
 
     return request
 
@@ -97,12 +101,29 @@ def _dcc(source: random.Random) -> bytes:
     return json.dumps(certificate, ensure_ascii=False).encode()
 
 
+def record_beside(certificate: bytes) -> bytes:
+    """Returns the facility's record of the same person, as `cosigning` of `signer dev` has it."""
+    whole = json.loads(certificate)
+    record = {"name": whole["nam"], "born": whole["dob"], "vaccination": whole["v"][0]}
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+# TimeStampReq of RFC 3161: version 1, SHA-256 and a digest; then a nonce and certReq.
+_REQUEST = bytes.fromhex("3041020101302f300b060960864801650304020104 20")
+_NONCE = bytes.fromhex("02084b3c2d1e0f6a7b58 0101ff")
+
+
+def _query(source: random.Random) -> bytes:
+    return _REQUEST + source.randbytes(32) + _NONCE
+
+
 PAYLOADS: Mapping[Format, Callable[[random.Random], bytes]] = {
     Format.MESSAGE: _message,
     Format.JWS: _record,
     Format.COSE_SIGN1: _message,
     Format.HCERT: _dcc,
     Format.CMS: _message,
+    Format.TIMESTAMP: _query,
 }
 
 BAD: Mapping[str, Callable[[random.Random], bytes]] = {

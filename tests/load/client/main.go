@@ -47,7 +47,7 @@ func readOptions() options {
 	flag.Func("name", "a key that signs; may be repeated, then they sign in turn",
 		func(name string) error { o.names = append(o.names, name); return nil })
 	flag.StringVar(&file, "names", "", "a file with names of keys, one a line")
-	flag.StringVar(&o.format, "format", "MESSAGE", "MESSAGE, JWS, COSE_SIGN1 or HCERT")
+	flag.StringVar(&o.format, "format", "MESSAGE", "MESSAGE, JWS, COSE_SIGN1, HCERT, CMS or TIMESTAMP")
 	flag.StringVar(&o.bad, "bad", "", "payloads that do not parse, so that each item has to fail: cut, empty, lists or members")
 	flag.IntVar(&o.batch, "batch", 1, "items a request")
 	flag.IntVar(&o.callers, "callers", 16, "calls at a time, or streams")

@@ -26,6 +26,9 @@ const (
 		`"ma":"ORG-100030215","dn":2,"sd":2,"dt":"2021-07-15","co":"VN","is":"Ministry of Health",` +
 		`"ci":"URN:UVCI:01:VN:0123456789ABCDEF0123456789ABCDEF"}]}`
 	placeholder = "0123456789ABCDEF0123456789ABCDEF"
+	// A TimeStampReq of RFC 3161: SHA-256, a digest whose bytes are those of digits, a nonce, certReq.
+	query = "\x30\x41\x02\x01\x01\x30\x2f\x30\x0b\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x04\x20" +
+		placeholder + "\x02\x08\x4b\x3c\x2d\x1e\x0f\x6a\x7b\x58\x01\x01\xff"
 	hexadecimal = "0123456789ABCDEF"
 	messageSize = 200
 	// A quarter of a megabyte each.
@@ -62,6 +65,8 @@ func newRequest(o options, number, slot int) *request {
 		template = record
 	case "HCERT":
 		template = certificate
+	case "TIMESTAMP":
+		template = query
 	}
 	if o.bad != "" {
 		template = badPayload(o.bad)

@@ -36,7 +36,7 @@ from signer.tools.bench.load import LoadTool, Turn, floods_of, read_turn, traffi
 from signer.tools.bench.python_load import Tally, paced
 from signer.tools.bench.run import _Optional, rounds_of
 from signer.tools.bench.stepping import Stepping
-from signer.tools.bench.workload import BAD, PAYLOADS, requests
+from signer.tools.bench.workload import BAD, PAYLOADS, batches, requests
 from signer.v1 import signing_pb2
 
 BY_NAME = {case.name: case for case in CASES}
@@ -48,7 +48,7 @@ MESSAGE = BY_NAME["message"]
 
 def test_requests_go_round_the_keys_of_all_callers_together() -> None:
     keys = [KeyName("f", str(number)) for number in range(5)]
-    callers = [requests(Format.MESSAGE, keys, 3, caller, 2) for caller in range(2)]
+    callers = [requests(batches(Format.MESSAGE, 3, each), keys, each, 2) for each in range(2)]
     named = [
         signing_pb2.SignBatchRequest.FromString(callers[number % 2](number // 2)).key
         for number in range(10)
@@ -59,7 +59,7 @@ def test_requests_go_round_the_keys_of_all_callers_together() -> None:
 @pytest.mark.parametrize("message_format", sorted(PAYLOADS))
 def test_requests_are_whole_and_their_payloads_differ(message_format: Format) -> None:
     key = KeyName("f", "k")
-    source = requests(message_format, [key], 50, 0, 1)
+    source = requests(batches(message_format, 50, 0), [key], 0, 1)
     first, second = (signing_pb2.SignBatchRequest.FromString(source(n)) for n in range(2))
     assert first.key == str(key)
     assert signing_pb2.Format.Name(first.format) == f"FORMAT_{message_format}"
@@ -70,7 +70,7 @@ def test_requests_are_whole_and_their_payloads_differ(message_format: Format) ->
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_payloads_do_not_parse(kind: str) -> None:
-    source = requests(Format.JWS, [KeyName("f", "k")], 3, 0, 1, bad=kind)
+    source = requests(batches(Format.JWS, 3, 0, bad=kind), [KeyName("f", "k")], 0, 1)
     for payload in signing_pb2.SignBatchRequest.FromString(source(0)).payloads:
         with pytest.raises(PayloadError):
             json_object(payload)
@@ -132,12 +132,14 @@ def command(case: str, program: Path | None) -> list[str]:
 def test_go_drives_all_cases_but_those_that_gather() -> None:
     go = LoadTool(Path("build/load"))
     assert {case.name for case in CASES if go.name(case) == "python"} == {
-        *("gather-16", "gather-64", "gather-256", "greedy-50", "overload")
+        *("gather-16", "gather-64", "gather-256", "greedy-50", "overload", "hcert-cosigned")
     }
     assert {LoadTool(None).name(case) for case in CASES} == {"python"}
     assert command("single-16", Path("build/load"))[0] == "build/load"
     assert command("single-16", None)[:2] == [sys.executable, "-m"]
     assert "--gather" in command("gather-16", Path("build/load"))
+    cosigned = command("hcert-cosigned", Path("build/load"))
+    assert cosigned[cosigned.index("--cosigner") + 1] == "facilities/01-001/keys/records"
     for case in ("greedy-50", "overload"):
         words = command(case, Path("build/load"))
         assert words[:2] == [sys.executable, "-m"]
