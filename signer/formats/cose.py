@@ -1,9 +1,10 @@
 """COSE_Sign1 (RFC 9052 sections 4.2 and 4.4), concatenated from encoded parts."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from signer import cbor
-from signer.algorithms import PROPERTIES
+from signer.algorithms import PROPERTIES, Algorithm
 from signer.format_terms import FormatContext, PreparedBatch
 from signer.formats.payloads import MessageFormat, finish_each, signature_length
 from signer.model import KeyVersion
@@ -56,7 +57,13 @@ class Envelope:
 
 def envelope(version: KeyVersion) -> Envelope:
     """Returns the envelope of a key version: protected alg and kid, in deterministic order."""
-    return Envelope({1: PROPERTIES[version.algorithm].cose, 4: version.kid})
+    return _envelope(version.algorithm, version.kid)
+
+
+@lru_cache(maxsize=4096)
+def _envelope(algorithm: Algorithm, kid: bytes) -> Envelope:
+    """Made once for all parts of all batches: a part is often a few items."""
+    return Envelope({1: PROPERTIES[algorithm].cose, 4: kid})
 
 
 class CoseSign1(MessageFormat):

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from signer.format_terms import ContentRules
@@ -58,6 +59,7 @@ class Horizon(NamedTuple):
     day: str
 
 
+@lru_cache(maxsize=16)
 def horizon(now: int) -> Horizon:
     """Returns the horizon of a time in epoch seconds.
 

@@ -213,6 +213,7 @@ def _issue(context: FormatContext) -> tuple[bytes, frozenset[str]]:
     return _claims(terms, iat), types
 
 
+@lru_cache(maxsize=64)  # of the keys that sign in the same second
 def _claims(terms: HcertTerms, iat: int, number: int = 1, expires: int | None = None) -> bytes:
     """Returns iss, exp and iat in their deterministic order, with integer times."""
     exp = iat + terms.validity if expires is None else expires

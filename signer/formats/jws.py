@@ -3,7 +3,9 @@
 import base64
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 
+from signer.algorithms import Algorithm
 from signer.format_terms import ContentRules, FormatContext, PreparedBatch
 from signer.formats.payloads import (
     ContentTerms,
@@ -71,7 +73,12 @@ def _check(payload: bytes, content: ContentRules) -> None:
 
 def _header(version: KeyVersion) -> bytes:
     """Returns the first part of the message with its dot."""
-    header = {"alg": version.algorithm.value, "kid": version.thumbprint}
+    return _header_of(version.algorithm, version.thumbprint)
+
+
+@lru_cache(maxsize=4096)
+def _header_of(algorithm: Algorithm, kid: str) -> bytes:
+    header = {"alg": algorithm.value, "kid": kid}
     return base64url(json.dumps(header, separators=(",", ":")).encode()) + b"."
 
 

@@ -114,9 +114,10 @@ class Messages:
         payload could be signed in this context.
         """
         inputs = HsmInputs(context.version.algorithm)
+        by_place = message_format.by_call or context.cosigned is not None
 
         def prepare(start: int, stop: int) -> bool:
-            here = replace(context, first=start) if start else context
+            here = replace(context, first=start) if by_place and start else context
             part = message_format.prepare(payloads[start:stop], here)
             if failed is not None:
                 indexes = range(start, stop)
