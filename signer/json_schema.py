@@ -16,11 +16,7 @@ import referencing
 
 from signer.format_terms import ContentSchema, PayloadFault
 
-_DRAFTS: Mapping[str, Any] = {
-    "https://json-schema.org/draft/2020-12/schema": jsonschema.Draft202012Validator,
-    "http://json-schema.org/draft-07/schema": jsonschema.Draft7Validator,
-}
-_NEWEST = next(iter(_DRAFTS))
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 MOST_PARTS = 10_000
 """Schemas inside a schema, those that references lead to counted each time."""
 
@@ -51,10 +47,9 @@ def read_schema(name: str, schema: object) -> ContentSchema:
     """Returns a schema that payloads can be compared with. Raises BadSchema."""
     if not isinstance(schema, dict):
         raise BadSchema("should be a mapping: a JSON schema")
-    draft = str(schema.get("$schema", _NEWEST)).rstrip("#")
-    if draft not in _DRAFTS:
-        raise BadSchema(f"has another $schema: it should be one of {', '.join(_DRAFTS)}")
-    kind = _DRAFTS[draft]
+    if schema.get("$schema", _DRAFT) != _DRAFT:
+        raise BadSchema(f"has another $schema: it should be {_DRAFT}, or be left out")
+    kind: Any = jsonschema.Draft202012Validator
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
@@ -95,7 +90,7 @@ def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for keyword, value in schema.items():
         if keyword in _NAMED:
             yield from ((f"{keyword}.{name}", each) for name, each in value.items())
-        elif keyword in _LISTED or (keyword == "items" and isinstance(value, list)):
+        elif keyword in _LISTED:
             yield from ((f"{keyword}.{index}", each) for index, each in enumerate(value))
         elif keyword in _ONE:
             yield keyword, value
@@ -129,7 +124,9 @@ def _fault(checker: Any, names: frozenset[str], document: object) -> PayloadFaul
         kinds = error.validator_value
         listed = kinds if isinstance(kinds, str) else " or ".join(kinds)
         return PayloadFault(".".join(path), f"should be of the type {listed}")
-    return PayloadFault(".".join(path), f'breaks "{error.validator}" of the schema')
+    # Where a schema is false there is no keyword.
+    keyword = error.validator or "false"
+    return PayloadFault(".".join(path), f'breaks "{keyword}" of the schema')
 
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")

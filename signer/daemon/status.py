@@ -16,13 +16,7 @@ from signer.daemon.serving import Serving
 from signer.events import Degraded, NotReady, Ready
 from signer.hsm.front.service import Hsm
 from signer.model import Scope
-from signer.observe.gauges import (
-    KeyReadings,
-    Readings,
-    lifetime_readings,
-    officer_readings,
-    readings,
-)
+from signer.observe.gauges import KeyReadings, Readings, officer_readings, readings
 from signer.observe.history import History
 from signer.observe.lifetimes import lifetimes
 from signer.observe.page import EVERYTHING_STOPPED, DaemonState, page
@@ -119,7 +113,10 @@ class StatusReader:
     _recent: RecentUsage = field(default_factory=RecentUsage)
     _history: History = field(default_factory=History)
     _ticked: float | None = None
-    _keys: KeyReadings = field(default_factory=KeyReadings)
+    _keys: KeyReadings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keys = KeyReadings(self.usage)
 
     def tick(self) -> None:
         """Samples the totals of the metrics when that is due; the main loop calls this."""
@@ -207,7 +204,6 @@ class StatusReader:
             **readings(self.served.snapshot, self.hsm, expiries, now=now, monotonic=monotonic),
             **self._keys(self.served.snapshot, self.hsm.serving(), now, monotonic),
             **officer_readings(self.serving.officers, needed, now),
-            **lifetime_readings(lifetimes(self.served.snapshot, self.usage, now)),
             **{name: {(): value} for name, value in values.items()},
             "signer_audit_checkpoint_timestamp_seconds": {(): checkpoint} if checkpoint else {},
             "signer_token_differences": {(t,): n for t, n in self.inventory.counts().items()},

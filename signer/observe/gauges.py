@@ -14,9 +14,10 @@ from signer import __version__
 from signer.hsm.front.service import Hsm
 from signer.model import KeyState, KeyVersion
 from signer.observe.catalogue import BY_NAME, closed
-from signer.observe.lifetimes import LifetimeUse
+from signer.observe.lifetimes import LifetimeUse, lifetimes
 from signer.officers.approval import Officers
 from signer.officers.validity import Validity
+from signer.policy.usage import Usage
 from signer.signing.request import Snapshot
 
 Values = Mapping[tuple[str, ...], float]
@@ -108,8 +109,8 @@ def _queue(snapshot: Snapshot, hsm: Hsm, epoch: float) -> Readings:
 class KeyReadings:
     """The gauges of keys as last read. Safe to call from any thread."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, usage: Usage) -> None:
+        self._usage, self._lock = usage, threading.Lock()
         self._read: tuple[Snapshot, frozenset[str]] | None = None
         self._read_at = -_NEVER
         self._readings: Readings = {}
@@ -122,7 +123,8 @@ class KeyReadings:
             read = snapshot, frozenset(serving)
             same = self._read and (self._read[0] is snapshot and self._read[1] == read[1])
             if monotonic - self._read_at >= (KEYS_SECONDS if same else KEYS_CHANGED_SECONDS):
-                self._readings = _read_keys(*read, now)
+                uses = lifetimes(snapshot, self._usage, now)
+                self._readings = {**_read_keys(*read, now), **lifetime_readings(uses)}
                 self._read, self._read_at = read, monotonic
             return self._readings
 

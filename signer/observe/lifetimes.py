@@ -31,11 +31,9 @@ class LifetimeUse(NamedTuple):
 
 def lifetimes(snapshot: Snapshot, usage: Usage, now: float) -> Iterator[LifetimeUse]:
     """Yields the active versions with a bound; ``now`` is in seconds since the epoch."""
-    for name, versions in snapshot.keys.by_key():
-        terms = snapshot.policy.terms_of(name)
-        if terms is None or terms.lifetime_signatures is None:
+    for version in snapshot.keys:
+        name, terms = version.key, snapshot.policy.terms_of(version.key)
+        if terms is None or terms.lifetime_signatures is None or not version.active(now):
             continue
-        for version in versions:
-            if version.active(now):
-                used = usage.signed(name.facility, name.key, version.number)
-                yield LifetimeUse(version, terms.group or "", used, terms.lifetime_signatures)
+        used = usage.signed(name.facility, name.key, version.number)
+        yield LifetimeUse(version, terms.group or "", used, terms.lifetime_signatures)

@@ -135,7 +135,7 @@ def _profile(
     check_use(path, rules, rules.formats, problems)
     terms = profile_terms(path, rules, problems, schemas)
     if rules.content is not None:
-        check_claims(path, terms.content, problems)
+        check_claims(path, rules.content, terms.content, problems)
     return terms
 
 
@@ -174,8 +174,8 @@ def _facility(
     path = f"facilities.{name}"
     terms = narrow(replace(profile, facility=name, group=rules.group), path, rules, problems)
     check_use(path, rules, terms.formats, problems)
-    if rules.content is not None and "claims" in rules.content.model_fields_set:
-        check_claims(path, terms.content, problems)
+    if rules.content is not None:
+        check_claims(path, rules.content, terms.content, problems)
     if terms.delegation and rules.group is None:
         text = f"is missing: {terms.rule('delegation')} lets the group's clients sign"
         problems.append(Violation(f"{path}.group", f"{text}; or state delegation: false"))
@@ -189,6 +189,8 @@ def _facility(
         keys[key] = narrow(terms, key_path, key_rules, problems)
         check_use(key_path, key_rules, keys[key].formats, problems)
         check_key(key_path, keys[key], problems)
+        if key_rules.content is not None:
+            check_claims(key_path, key_rules.content, keys[key].content, problems)
     others = of_unlisted_keys(terms)
     return Facility(profile=rules.profile, clients=rules.clients, terms=others, keys=keys)
 

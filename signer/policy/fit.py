@@ -75,19 +75,24 @@ def check_use(
     )
 
 
-def check_claims(path: str, content: ContentRules, problems: list[Violation]) -> None:
-    """Checks that what HCERTs may be about has the rules it needs, in the terms at ``path``."""
+def check_claims(
+    path: str, stated: Content, content: ContentRules, problems: list[Violation]
+) -> None:
+    """Checks that what HCERTs may be about has the rules it needs, in the terms at ``path``.
+
+    ``stated`` is what is written there, ``content`` what is in force.
+    """
     claims, where = content.claims, f"{path}.content"
     if {HcertClaim.DCC, HcertClaim.DVC} <= claims:
         text = "has DCC and DVC, which are both objects: allow one of them, and links beside it"
         problems.append(Violation(f"{where}.claims", text))
-    for claim, name, stated in (
+    for claim, name, given in (
         (HcertClaim.VHL, "link_hosts", bool(content.link_hosts)),
         (HcertClaim.DVC, "dvc_schema", content.schema is not None),
     ):
-        if claim in claims and not stated:
+        if claim in claims and not given:
             problems.append(Violation(f"{where}.{name}", f"is missing: the claim {claim} needs it"))
-        elif stated and claim not in claims:
+        elif getattr(stated, name) is not None and claim not in claims:
             text = f"has no effect: {claim} is not in claims"
             problems.append(Violation(f"{where}.{name}", text))
 

@@ -107,8 +107,8 @@ def test_a_version_near_its_end_is_shown_wherever_somebody_looks(made: Any) -> N
     [due] = json.loads(command(made, "keys", "plan", "--days", "0", "--json"))
     assert (due["version"], due["ends"], due["cause"]) == (FIRST, None, "lifetime_signatures")
     assert command(made, "keys", "plan", "--days", "0", "--names") == f"{KEY}\n"
-    _, text = made.get("/metrics")
-    assert 'signer_key_lifetime_used_ratio{group="01"} 1.0\n' in text
+    gauge = 'signer_key_lifetime_used_ratio{group="01"} 1.0\n'
+    edge.until(lambda: gauge in made.get("/metrics")[1], "the gauge is read anew")
     _, page = made.get("/")
     assert "<td>lifetime of a key of group 01</td>" in page
     done = signer("doctor", "--config", made.dir / "signer.yaml", "--json")

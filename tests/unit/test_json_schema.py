@@ -68,7 +68,7 @@ def test_a_member_that_is_missing_is_named() -> None:
         ({"properties": {"n": {"pattern": "a"}}}, "properties.n has pattern"),
         ({"uniqueItems": True}, "has uniqueItems"),
         ({"$dynamicRef": "#x"}, "has $dynamicRef"),
-        ({"$schema": "http://json-schema.org/draft-04/schema#"}, "has another $schema"),
+        ({"$schema": "http://json-schema.org/draft-07/schema#"}, "has another $schema"),
         ({"$ref": "https://who.example/dvc.json"}, "references should begin with #/"),
         ({"$ref": "#"}, "references should begin with #/"),
         ({"$ref": "#/$defs/other"}, "which the schema does not have"),
@@ -102,15 +102,16 @@ def test_references_do_not_multiply_without_bound() -> None:
         read_schema("s", {"$ref": "#/$defs/d0", "$defs": definitions})
 
 
-def test_draft_7_is_read() -> None:
+def test_the_id_of_a_schema_is_not_where_its_references_lead() -> None:
     schema = {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "properties": {"a": {"$ref": "#/definitions/a"}},
-        "definitions": {"a": {"type": "integer", "exclusiveMinimum": 0}},
+        "$id": "https://who.example/dvc.json",
+        "properties": {"a": {"$ref": "#/$defs/a"}, "b": False},
+        "$defs": {"a": {"type": "integer", "exclusiveMinimum": 0}},
     }
     read = read_schema("s", schema)
     assert read.fault({"a": 1}) is None
     assert read.fault({"a": 0}) == ("a", 'breaks "exclusiveMinimum" of the schema')
+    assert read.fault({"b": 1}) == ("", 'breaks "false" of the schema')
 
 
 VALUES = st.recursive(

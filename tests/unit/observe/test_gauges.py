@@ -12,6 +12,7 @@ from signer.hsm.front.slot import WorkerStatus
 from signer.key_index import KeyIndex
 from signer.model import KeyName, KeyState, KeyVersion, Placement
 from signer.observe.gauges import KEYS_CHANGED_SECONDS, KEYS_SECONDS, KeyReadings, readings
+from signer.policy.usage import Usage
 from signer.signing.request import Snapshot
 from tests.stand_ins import key_version
 
@@ -30,7 +31,7 @@ def version(number: int = 1, *, key: KeyName = KEY, **changes: Any) -> KeyVersio
 def read(*versions: KeyVersion, waiting: tuple[Waiting, ...] = ()) -> dict[str, Any]:
     """What is read of these keys: of facility f in group g, of another facility in none."""
     facility = SimpleNamespace(terms=SimpleNamespace(group="g", priority="high"))
-    policy = SimpleNamespace(facilities={"f": facility}, sha256="00")
+    policy = SimpleNamespace(facilities={"f": facility}, sha256="00", terms_of=lambda _: None)
     pool = SimpleNamespace(pin_latched=False, waiting=lambda: waiting)
     worker = WorkerStatus("t", 1, "serving", 1, 0, "")
     pools = {"t": pool, "u": pool}
@@ -42,7 +43,7 @@ def read(*versions: KeyVersion, waiting: tuple[Waiting, ...] = ()) -> dict[str, 
     )
     snapshot = Snapshot(cast(Any, policy), KeyIndex(versions))
     found = readings(snapshot, cast(Hsm, hsm), {}, now=NOW, monotonic=NOW)
-    keys = KeyReadings()(snapshot, ["t"], NOW, NOW)
+    keys = KeyReadings(Usage())(snapshot, ["t"], NOW, NOW)
     return {name: dict(values) for name, values in {**found, **keys}.items()}
 
 
@@ -137,10 +138,10 @@ def test_keys_are_not_looked_through_at_every_request(monkeypatch: pytest.Monkey
         return by_key(index)
 
     monkeypatch.setattr(KeyIndex, "by_key", counted)
-    policy = cast(Any, SimpleNamespace(facilities={}))
+    policy = cast(Any, SimpleNamespace(facilities={}, terms_of=lambda _: None))
     first = Snapshot(policy, KeyIndex([version(sign_until=NOW + 5)]))
     second = Snapshot(policy, KeyIndex([version(), version(2)]))
-    keys = KeyReadings()
+    keys = KeyReadings(Usage())
 
     def read_at(snapshot: Snapshot, seconds: float) -> tuple[int, Any]:
         found = keys(snapshot, ["t"], NOW + seconds, 7.0 + seconds)
