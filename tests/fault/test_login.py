@@ -9,7 +9,6 @@ import pytest
 
 from signer.errors import OperatorError
 from signer.events import LoginEnded
-from signer.hsm.front import slot
 from signer.hsm.front.admin import AdminWorkers
 from signer.hsm.latch import MAX_FAILED_LOGINS, release
 from signer.hsm.spec import FailureKind
@@ -101,12 +100,10 @@ def test_a_first_login_is_tried_once_whatever_it_returns(
 
 @pytest.mark.parametrize("action", [Action.SEGFAULT, *long(Action.ABORT, Action.HANG)])
 def test_a_worker_that_does_not_return_from_its_first_login_has_tried(
-    token: SoftToken, shim: Shim, action: Action, monkeypatch: pytest.MonkeyPatch
+    token: SoftToken, shim: Shim, action: Action
 ) -> None:
-    if action is Action.HANG:
-        monkeypatch.setattr(slot, "START_SECONDS", 10.0)
     shim.on("C_Login", action=action)
-    with token.pool(serving=False) as (_, record):
+    with token.pool(start=10.0, serving=False) as (_, record):
         until(lambda: latched(record, 2), "workers start again")
         assert shim.calls["C_Login"] == 1
         assert record.logins == [FailureKind.LOGIN_FAILED]
