@@ -3,6 +3,7 @@
 import errno
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -406,3 +407,16 @@ def test_the_end_of_a_slow_commit_is_reported_with_its_seconds(
     made.daemon.handlers[WorkerLeft](WorkerLeft("t", "died", ""))
     made.log.close()
     assert AuditCommitted(1, 2 * SLOW_SECONDS) in recorder.seen
+
+
+def test_callers_record_in_between_of_many_changes(tmp_path: Path) -> None:
+    """A commit has few of them: their folds take a while, and callers wait for a commit."""
+    written: list[str] = []
+    log: Any = SimpleNamespace(
+        note=lambda *_: written.append("noted"), append=lambda *_: written.append("durable")
+    )
+    ledger: Any = SimpleNamespace(forgotten=0)
+    clock, events = ManualClock(), Recorder().events
+    daemon_log = DaemonLog(log, ledger, tmp_path, clock, events)
+    daemon_log.account([(RecordKind.KEYS, {"n": number}) for number in range(10)])
+    assert written == [*(["noted"] * 3 + ["durable"]) * 2, "noted", "noted"]
