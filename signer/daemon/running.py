@@ -1,9 +1,9 @@
 """The parts of one appliance, and how they run: start, serve until a signal, drain and stop.
 
-Start order: workers, the HTTP port, operations, the gRPC port. An absent token or a latched PIN
-does not end the start: the daemon then runs NOT_SERVING, says why on /readyz, and serves with
-its first worker. Where one of several tokens serves, only the keys that no such token holds are
-away.
+Start order: workers, of which the first were spawned by ``app.build`` and wait for their token, the
+HTTP port, operations, the gRPC port. An absent token or a latched PIN does not end the start: the
+daemon then runs NOT_SERVING, says why on /readyz, and serves with its first worker. Where one of
+several tokens serves, only the keys that no such token holds are away.
 """
 
 import math
