@@ -165,7 +165,7 @@ def test_unlatch(run: Run, make_appliance: Any) -> None:
     config = made.dev["config"]
     done = run("token", "unlatch", "--config", config)
     assert done.code == 0
-    assert "once more" in done.out
+    assert "no PIN is latched" in done.out
     done = run("token", "unlatch", "--config", config, "--token", "another")
     assert (done.code, done.out) == (1, "")
     assert "signer-dev" in done.err
