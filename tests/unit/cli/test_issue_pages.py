@@ -1,13 +1,18 @@
 """Pages of `signer issue`: all in one file, and no text of a person is markup."""
 
+import stat
 import zlib
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import cbor2
 import pytest
 
+from signer.cli.issue.outputs import PAGE, PNG, Drawn, draw
+from signer.cli.issue.outputs import SVG as SVG_FILE
 from signer.cli.issue.pages import SIZES, page
+from signer.errors import OperatorError
 from signer.formats import base45
 from signer.formats.payloads import MessageError
 
@@ -118,3 +123,19 @@ def test_what_is_not_a_certificate_has_no_page() -> None:
     for text in ("HC1:X", "", "eyJh.e30.AA"):
         with pytest.raises(MessageError):
             page(text, SVG, "a4")
+
+
+def test_what_is_drawn_is_private(tmp_path: Path) -> None:
+    drawn = Drawn((PNG, SVG_FILE), "a4", "Q")
+    draw(tmp_path, drawn, [("1", text_of(), drawn.kinds)])
+    assert {path.name for path in tmp_path.iterdir()} == {"1.png", "1.svg", "1.html"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+    assert (tmp_path / "1.html").read_text().count("<svg") == 1
+    assert PAGE in drawn.kinds
+
+
+def test_a_text_that_no_code_of_the_level_holds_is_refused(tmp_path: Path) -> None:
+    long = "HC1:" + "A" * 1900
+    with pytest.raises(OperatorError, match=r"1: no QR code of level H .* give a lower --qr-level"):
+        draw(tmp_path, Drawn((PNG,), "", "H"), [("1", long, [PNG])])
+    draw(tmp_path, Drawn((PNG,), "", "Q"), [("1", long, [PNG])])
