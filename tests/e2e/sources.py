@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.algorithms import Algorithm
@@ -93,7 +93,9 @@ def in_software(
     ``stamping``: it is one for time-stamps.
     """
     private: PrivateKey
-    if algorithm.startswith("ES"):
+    if algorithm is Algorithm.EDDSA:
+        private = ed25519.Ed25519PrivateKey.generate()
+    elif algorithm.startswith("ES"):
         curves: dict[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1()}
         private = ec.generate_private_key(curves[algorithm])
     else:

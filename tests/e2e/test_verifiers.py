@@ -15,6 +15,7 @@ import pytest
 import segno
 
 from signer.algorithms import Algorithm
+from signer.formats import timestamp
 from tests.e2e import verifiers
 from tests.e2e.forgeries import Signed, forgeries
 from tests.e2e.samples import bundle
@@ -166,6 +167,18 @@ def test_what_was_signed_is_accepted_and_a_forged_copy_refused(
             check_content(message_format, signed.payload, verdict)
         for name, forged in forgeries(message_format, made[0]).items():
             assert "refused" in judge(forged), name
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.PS256, Algorithm.EDDSA])
+def test_algorithms_that_time_stamps_do_not_offer_are_not_verified(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, algorithm: Algorithm
+) -> None:
+    """If rfc3161-client accepts one of them, it can be offered."""
+    monkeypatch.setattr(timestamp, "ALGORITHMS", frozenset(Algorithm))
+    who = in_software(algorithm, tmp_path, stamping=True)
+    [signed] = who.signed("TIMESTAMP", [b"a document"])
+    with judging("rfc3161-client", "TIMESTAMP", who.trust) as judge:
+        assert "Unable to verify" in judge(signed)["refused"]
 
 
 def test_health_certificates_are_for_a_year_at_most(

@@ -104,7 +104,11 @@ def running(package: str, *arguments: object) -> Iterator[Callable[[str], Verdic
             with suppress(BrokenPipeError):
                 given.close()
             said.close()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def judge(package: str, lines: Sequence[str], *arguments: object) -> list[Verdict]:
