@@ -20,7 +20,7 @@ __all__ = ["run"]
 
 REASONS: Mapping[str, str] = {
     "B1": "what comes after HC1: is not Base45",
-    "CBO1": "its payload is not a CWT with issuer, times and one health certificate",
+    "CBO1": "its certificate is not a DCC, as its claim 1 says",
     "CBO2": "what is in its zlib stream is not a COSE_Sign1",
     "CO5": "its signature is wrong: the message was changed",
     "CO6": "is not for its type v",

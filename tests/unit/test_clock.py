@@ -1,6 +1,7 @@
 """Time that does not go behind what is on record."""
 
 import time
+from math import isclose
 
 import pytest
 from hypothesis import given
@@ -54,7 +55,9 @@ def test_time_goes_on_with_monotonic_time_whatever_the_machine_says(
         true = clock.calendar
         clock.calendar += jump
         assert abs(clock.now() - before - seconds) <= 2 * JUMP_SECONDS + 0.1
-        assert bool(clock.doubt()) == (abs(clock.calendar - true_time(clock)) > JUMP_SECONDS)
+        off = abs(clock.calendar - true_time(clock))
+        if not isclose(off, JUMP_SECONDS):  # sums of these numbers are rounded
+            assert bool(clock.doubt()) == (off > JUMP_SECONDS)
         if undone:
             clock.calendar = true
         clock.raise_floor(clock.now())

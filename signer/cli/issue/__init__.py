@@ -92,13 +92,17 @@ def _show(run: IssueRun) -> None:
     "--qr",
     "images",
     multiple=True,
-    type=click.Choice([PNG[1:], SVG[1:]]),
+    type=click.Choice([PNG[1:], SVG[1:]], case_sensitive=False),
     help="Draw the QR codes, too. Repeatable.",
 )
-@click.option("--pages", type=click.Choice(SIZES), help="Make a page to print for each person.")
+@click.option(
+    "--pages",
+    type=click.Choice(SIZES, case_sensitive=False),
+    help="Make a page to print for each person.",
+)
 @click.option(
     "--qr-level",
-    type=click.Choice(list("LMQH")),
+    type=click.Choice(list("LMQH"), case_sensitive=False),
     default="Q",
     show_default=True,
     help="Error correction of the QR codes; the policy refuses texts that do not fit.",

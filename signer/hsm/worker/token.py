@@ -58,7 +58,7 @@ _LOST = (
     errors.TokenNotPresent,
     errors.UserNotLoggedIn,
 )
-_FULL = "it is full; destroy unused keys or give it more room, then repeat"
+_FULL = "it is full; destroy unused keys or give it more room"
 _BUSY = (errors.DeviceMemory, errors.HostMemory, errors.SessionCount)
 
 
@@ -141,10 +141,10 @@ def doing(label: str, what: str) -> Iterator[None]:
     try:
         yield
     except CryptokiError as error:
-        text = f"token {label} cannot {what}: {error}"
+        full = f": {_FULL}, then repeat" if error.full else ""
         raise TokenFailure(
             error.failure,
-            f"{text}: {_FULL}" if error.full else text,
+            f"token {label} cannot {what}: {error}{full}",
             leave=error.error_class is not ErrorClass.REFUSED and not error.full,
             unsupported=error.no_mechanism,
         ) from error
@@ -159,7 +159,7 @@ def failure(label: str, what: str, error: PKCS11Error) -> TokenFailure:
     """
     text = f"token {label} cannot {what}: {named(error)}"
     if isinstance(error, errors.DeviceMemory):
-        return TokenFailure(FailureKind.BUSY, f"{text}: {_FULL}")
+        return TokenFailure(FailureKind.BUSY, f"{text}: {_FULL}, then repeat")
     kind = FailureKind.MODULE_FATAL
     if isinstance(error, _LOST):
         kind = FailureKind.SESSION_LOST

@@ -114,7 +114,7 @@ def test_what_the_policy_allows_has_no_problem(log: Path, changes: dict[str, Any
         ({"facility": "moh"}, "it is charged to ('moh', '01') and belongs to ('01-001', '01')"),
         ({"group": "02"}, "belongs to ('01-001', '01')"),
         ({**HCERT, "hcert": HcertTerms("VN", 9**9)}, "it issues certificates as"),
-        ({"format": "PDF"}, "it cannot be decided: 'PDF' is not a valid Format"),
+        ({"format": "PDF"}, "it cannot be decided: 'PDF' is not a format"),
         ({"key_version": "x"}, "it cannot be decided: expected facilities/"),
         ({"policy": sha256(b"x").digest()}, "cannot be decided: the text of policy 2d711642"),
     ],

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +191,8 @@ def test_a_clock_that_nobody_approved_so_is_a_problem(stage: Stage) -> None:
         (changed(clock, wrong_from=1), "not the times"),
         (changed(clock, right_until=7), "not the times"),
         (changed(clock, signatures=[]), "has not validly signed"),
-        (replace(clock, time_us=clock.time_us - DAY * 500_000), "its time is not the one"),
-        (replace(clock, time_us=clock.time_us + DAY * 1_500_000), "its time is not the one"),
+        (clock._replace(time_us=clock.time_us - DAY * 500_000), "its time is not the one"),
+        (clock._replace(time_us=clock.time_us + DAY * 1_500_000), "its time is not the one"),
     ):
         [problem] = judged([*others, wrong])
         assert text in problem
@@ -238,12 +237,12 @@ def test_an_approval_confirms_the_clock_once_however_long_ago_that_was(stage: St
     late = clock.time_us + 60 * DAY * 1_000_000
     [proposal] = [each for each in records if each.kind is RecordKind.PROPOSAL][-1:]
     fold.apply(Record(len(records), late, RecordKind.REJECTION, {}))
-    fold.apply(replace(proposal, seq=len(records), time_us=late))  # forgets what is that old
+    fold.apply(proposal._replace(seq=len(records), time_us=late))  # forgets what is that old
     snapshot = Record(len(records) + 1, late, RecordKind.SNAPSHOT, fold.snapshot())
     begun = ApprovalFold(ORIGIN, checking=False)
     begun.apply(snapshot)
     for each in (fold, begun):
-        again = replace(clock, seq=len(records) + 2, time_us=late)
+        again = clock._replace(seq=len(records) + 2, time_us=late)
         assert not each.allows(again)
         assert "repeated" in each.problems[-1]
         assert not each.confirmed(again)

@@ -333,7 +333,7 @@ def test_a_record_of_a_placement_that_no_operation_made_is_a_problem(stage: Stag
         {k: v for k, v in record.fields.items() if k not in ("operation", "content", "signatures")},
         record.fields | {"placed": [[ONE, "third", b"id"]]},
     ):
-        stage.log.records[record.seq] = replace(record, fields=changed)
+        stage.log.records[record.seq] = record._replace(fields=changed)
         assert any("is placed on token" in problem for problem in problems(stage)), done.id
     stage.log.records[record.seq] = record
     assert problems(stage) == ()

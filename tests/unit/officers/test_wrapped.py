@@ -145,7 +145,7 @@ def test_a_record_of_a_wrapped_key_that_no_operation_made_is_a_problem(stored: S
     [record] = [r for r in stored.log.of(RecordKind.KEYS) if "wrapped" in r.fields]
     [[name, sha256, mechanism, wrapping_key, pin]] = record.fields["wrapped"]
     for row in ([name, sha256, mechanism, "another", pin], [OTHER, sha256, mechanism, "w", pin]):
-        stored.log.records[record.seq] = replace(record, fields=record.fields | {"wrapped": [row]})
+        stored.log.records[record.seq] = record._replace(fields=record.fields | {"wrapped": [row]})
         assert any("the wrapped key of" in problem for problem in problems(stored))
     stored.log.records[record.seq] = record
     assert problems(stored) == ()
@@ -621,7 +621,7 @@ def test_a_record_of_a_wrapping_key_that_no_operation_made_is_a_problem(stored: 
         {"wrapping": [[BAD, token, created]]},
         {"wrapping_ended": [[first, token]]},
     ):
-        stored.log.records[record.seq] = replace(record, fields=record.fields | fields)
+        stored.log.records[record.seq] = record._replace(fields=record.fields | fields)
         assert any("and no operation of officers" in problem for problem in problems(stored))
     stored.log.records[record.seq] = record
     assert problems(stored) == ()
@@ -630,7 +630,7 @@ def test_a_record_of_a_wrapping_key_that_no_operation_made_is_a_problem(stored: 
 def test_a_log_of_an_earlier_version_takes_wrapping_keys_as_given_once(stored: Stage) -> None:
     [first] = wrapping_keys(stored)
     records = [
-        replace(record, fields={n: v for n, v in record.fields.items() if n != "wrapping"})
+        record._replace(fields={n: v for n, v in record.fields.items() if n != "wrapping"})
         for record in stored.log.records
     ]
     assert records != stored.log.records
