@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,13 @@ class Appliance(DevAppliance):
             self._copy()
         if self._arguments or not new:
             super().init()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The daemon's log: each line is JSON, after what `dev up` says to people."""
+        prose = re.compile(r"made \d+ of \d+ keys|it listens at .*|client files in .*")
+        text = self.log.read_text().splitlines()
+        return [json.loads(line) for line in text if not prose.fullmatch(line)]
 
     def _launch(self, command: list[str], log: IO[str]) -> subprocess.Popen[str]:
         program, *arguments = command

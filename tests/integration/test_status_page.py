@@ -95,7 +95,7 @@ def test_it_tells_what_happened(look: Callable[[tuple[int, int]], str], mine: An
     assert socket.gethostname() in text
     assert text.count("signer-dev serving") == 2
     assert "worker_left token signer-dev: died" in text
-    assert "12 ACTIVE" in text
+    assert "13 ACTIVE" in text
     assert not [name for name in ("01-001", "01-002", "moh", "spiffe") if name in text]
     assert mine.get("/readyz")[0] == 200
 
