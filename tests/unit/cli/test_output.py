@@ -16,7 +16,7 @@ _same_capture = settings(suppress_health_check=[HealthCheck.function_scoped_fixt
 
 
 @_same_capture
-@given(strategies.text())
+@given(strategies.text(max_size=20))  # the row of a longer one is a paragraph
 def test_a_cell_of_a_table_is_one_printable_line(
     capsys: pytest.CaptureFixture[str], cell: str
 ) -> None:

@@ -359,6 +359,7 @@ def test_in_development_placements_are_taken_as_given(tmp_path: Path, template: 
     stage.start()
     assert placements(stage) == (Placement("other", b"copy"),)
     assert stage.log.standings.placed == {ONE: frozenset({Placement("other", b"copy")})}
+    stage.close()
 
 
 @pytest.mark.usefixtures("other")
