@@ -56,8 +56,13 @@ def _show(run: IssueRun) -> None:
         say(f"{run.out / REVOKED}: {run.revoked} to revoke, for `signer revocations build`")
     say(f"{run.out / LIST}: which certificate is whose")
     if run.refusals:
-        left = count(len(run.refusals), "record has", "records have")
-        say(f"{left} no certificate: the same command tries them again", err=True)
+        kept = sum(refusal.corrects for refusal in run.refusals)
+        if kept:
+            verb = "keeps its" if kept == 1 else "keep their"
+            say(f"{count(kept, 'record')} {verb} earlier certificate, uncorrected", err=True)
+        if left := len(run.refusals) - kept:
+            say(f"{count(left, 'record has', 'records have')} no certificate", err=True)
+        say("the same command tries these again", err=True)
 
 
 @click.command()
@@ -110,7 +115,7 @@ def _show(run: IssueRun) -> None:
 @click.option(
     "--processes",
     type=click.IntRange(1, 64),
-    default=os.cpu_count() or 1,
+    default=min(64, len(os.sched_getaffinity(0))),
     help="Processes that draw.  [default: one for each processor]",
 )
 @click.option(

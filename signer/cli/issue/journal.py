@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, Self
@@ -76,7 +77,8 @@ class Journal:
 
     ``interrupted`` is what a run that has not ended was asked for, None if the last one ended;
     ``last`` is the time of the last step, in epoch seconds; ``revoked`` has the UVCIs that later
-    certificates of the same records replaced.
+    certificates of the same records replaced; ``made`` counts all certificates; ``drawn`` says
+    how the images and pages in the folder were drawn, by their suffix.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -86,7 +88,10 @@ class Journal:
         self._known: dict[str, _InForce] = {}
         self._cosigned: dict[str, tuple[int, CosignedRecord]] = {}
         self._tries: Counter[str] = Counter()
-        self._steps = 0
+        self._steps = self._size = 0
+        self._broken = ""  # why nothing more can be added
+        self.drawn: dict[str, str] = {}
+        self.made = 0
         self._writing = Lock()
         self.interrupted: Mapping[str, Any] | None = None
         self.last = 0
@@ -194,9 +199,21 @@ class Journal:
         """
         self._add({"cosigned": _rows(cosigned), "failed": failed})
 
-    def add_issued(self, issued: Sequence[IssuedCertificate], failed: Sequence[str]) -> None:
-        """Adds the certificates of a batch, and the records that failed; on disk on return."""
-        self._add({"issued": _rows(issued), "failed": failed})
+    def add_issued(
+        self,
+        issued: Sequence[IssuedCertificate],
+        failed: Sequence[str],
+        refused: Sequence[str] = (),
+    ) -> None:
+        """Adds the certificates of a batch, and the records that failed; on disk on return.
+
+        Of those that were ``refused``, the facility's signature is forgotten: it makes another.
+        """
+        self._add({"issued": _rows(issued), "failed": failed, "refused": refused})
+
+    def draw(self, drawn: Mapping[str, str]) -> None:
+        """Notes how files are drawn from now on, by their suffix."""
+        self._add({"drawn": drawn})
 
     def end(self) -> None:
         """Ends the run: of each record it is known whether it has a certificate."""
@@ -205,13 +222,20 @@ class Journal:
     def _add(self, step: dict[str, Any]) -> None:
         step["time"] = int(time.time())
         line = json.dumps(step, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        size = len(line)
         with self._writing:
+            if self._broken:
+                raise OperatorError(self._broken)
             try:
                 while line:
                     line = line[os.write(self._descriptor, line) :]
                 os.fsync(self._descriptor)
             except OSError as error:
-                raise OperatorError(f"{self._path} cannot be written: {error.strerror}") from error
+                self._broken = f"{self._path} cannot be written: {error.strerror}"
+                with suppress(OSError):  # else a next run does it, which finds a part of a line
+                    os.ftruncate(self._descriptor, self._size)
+                raise OperatorError(self._broken) from error
+            self._size += size
             self._take(step)
 
     # --- how it is read --------------------------------------------------------------------
@@ -226,9 +250,13 @@ class Journal:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break  # of a crash: what follows was never relied on
-                self._take(self._step(number, line))
+                try:
+                    self._take(self._step(number, line))
+                except (AttributeError, KeyError, TypeError, ValueError):
+                    raise self._unreadable(number) from None
                 whole += len(line)
         os.ftruncate(self._descriptor, whole)
+        self._size = whole
         if not whole:
             self._add({"journal": 1, "secret": secrets.token_hex(32)})
             _sync(folder)
@@ -243,8 +271,11 @@ class Journal:
         match step:
             case {"time": int()} if (step.get("journal") == 1) is (number == 1):
                 return dict(step)
+        raise self._unreadable(number)
+
+    def _unreadable(self, number: int) -> OperatorError:
         text = "it is not of a journal that this version writes"
-        raise OperatorError(f"{self._path}, line {number}: {text}")
+        return OperatorError(f"{self._path}, line {number}: {text}")
 
     def _take(self, step: Mapping[str, Any]) -> None:
         self.last = step["time"]
@@ -260,9 +291,13 @@ class Journal:
             case {"cosigned": cosigned}:
                 for row in cosigned:
                     self._cosigned[row["record"]] = (self._steps, CosignedRecord(**row))
+            case {"drawn": drawn}:
+                self.drawn |= drawn
             case {"issued": issued}:
                 for row in issued:
                     self._take_issued(IssuedCertificate(**row))
+                for record in step.get("refused", ()):
+                    self._cosigned.pop(record, None)
 
     def _take_issued(self, certificate: IssuedCertificate) -> None:
         known = self._known.get(certificate.record)
@@ -270,6 +305,7 @@ class Journal:
             self.revoked.append(known.uvci)
         times = known.times + 1 if known else 1
         self._known[certificate.record] = _InForce(certificate.content, certificate.uvci, times)
+        self.made += 1
         self._cosigned.pop(certificate.record, None)
 
 

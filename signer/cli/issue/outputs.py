@@ -7,7 +7,7 @@ import csv
 import io
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -39,6 +39,12 @@ class Drawn(NamedTuple):
     def kinds(self) -> list[str]:
         """The suffixes of the files that are drawn."""
         return [*self.images, *([PAGE] if self.page_size else [])]
+
+    def differing(self, before: Mapping[str, str]) -> dict[str, str]:
+        """Returns how files are drawn that were drawn otherwise ``before``, by their suffix."""
+        of_page = f"{self.page_size} {self.level}"
+        how = {kind: of_page if kind == PAGE else self.level for kind in self.kinds}
+        return {kind: said for kind, said in how.items() if before.get(kind) != said}
 
 
 def draw(folder: Path, drawn: Drawn, wanted: Sequence[tuple[str, str, list[str]]]) -> int:
@@ -91,6 +97,11 @@ def write_outputs(
         listed = io.StringIO(newline="")
         table = csv.writer(listed)
         table.writerow(("record", "facility", "uvci", "file", "audit_record"))
+        if changed := drawn.differing(journal.drawn):
+            for path in certificates.iterdir():
+                if path.suffix in changed:
+                    path.unlink()
+            journal.draw(changed)
         missing = _missing(journal, certificates, drawn, table.writerow, advance)
         if drawn.kinds:
             _draw_all(certificates, drawn, processes, missing, stopping)
@@ -109,7 +120,7 @@ def _missing(
     advance: Callable[[int], None],
 ) -> Iterator[tuple[str, str, list[str]]]:
     """Writes texts and rows of the list as it goes; yields what has to be drawn."""
-    present, done = {path.name for path in folder.iterdir()}, 0
+    present, done = {path.name for path in folder.iterdir() if path.stat().st_size}, 0
     for certificate in journal.certificates():
         stem = certificate.stem
         if not journal.in_force(certificate):

@@ -169,7 +169,7 @@ def _sign(
     stopping: Callable[[], bool],
 ) -> None:
     """Has all records signed that are not. Raises OperatorError."""
-    fresh = journal.interrupted is None
+    fresh, made = journal.interrupted is None, journal.made
     try:
         with ExitStack() as stack:
             ministry = facilities = stack.enter_context(connect(job.client_file))
@@ -188,7 +188,7 @@ def _sign(
     except OperatorError as error:
         if not isinstance(error.__cause__, SignerClientError):
             raise
-        if isinstance(error.__cause__, REFUSED) and fresh and not tally.done:
+        if isinstance(error.__cause__, REFUSED) and fresh and journal.made == made:
             journal.end()  # no certificate was made: another file or key may be given
             raise
         raise OperatorError(f"{error}\n  {GOES_ON}") from error.__cause__

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, zip_longest
 from threading import Event
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ from signer.errors import OperatorError
 
 _OF_THIS_KEY = (DeniedError, NotFoundError, PreconditionError)
 """Refusals of a facility's key, after which other facilities may still sign."""
+_QUOTA = "QUOTA_EXCEEDED"
+"""Another such reason: the quota is that of the facility."""
 REFUSED = (*_OF_THIS_KEY, UnauthenticatedError, InvalidRequestError)
 """Errors that say that a call signed nothing."""
 
@@ -43,12 +45,16 @@ class Draft(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a record has no certificate: its line, which key refused it, and what was said."""
+    """Why a record got no certificate: its line, which key refused it, and what was said.
+
+    ``corrects``: an earlier certificate of it stays in force.
+    """
 
     line: int
     key: str
     reason: str
     message: str
+    corrects: bool
 
 
 class Certified(NamedTuple):
@@ -103,16 +109,21 @@ class TwoSignatures:
         payloads = [draft.record.certificate(draft.uvci) for draft, _ in cosigned]
         beside = [signed.encode() for _, signed in cosigned]
         of_all = [draft for draft, _ in cosigned]
-        results = self._sign(self._ministry, self._key, of_all, payloads, beside)
-        issued, failed = list[IssuedCertificate](), list[str]()
-        for draft, result in zip(of_all, results, strict=True):
+        results, error = self._sign(self._ministry, self._key, of_all, payloads, beside)
+        issued, failed, refused = list[IssuedCertificate](), list[str](), list[str]()
+        for draft, result in zip(of_all, results, strict=False):
             if result.error is None:
                 issued.append(_issued(draft, result))
-            else:
-                failed.append(draft.record.record)
-                refusals.append(_refusal(draft, self._key, result.error))
+                continue
+            failed.append(draft.record.record)
+            refusals.append(self._refusal(draft, self._key, result.error))
+            if result.error.retry_after is None:  # perhaps for what the facility has signed
+                refused.append(draft.record.record)
         corrected = sum(self._journal.has(each.record) for each in issued)
-        self._journal.add_issued(issued, failed)
+        if results:
+            self._journal.add_issued(issued, failed, refused)
+        if error is not None:
+            raise error
         return Certified(len(issued), corrected, refusals)
 
     def _cosign(self, drafts: Sequence[Draft], refusals: list[Refusal]) -> list[tuple[Draft, str]]:
@@ -124,18 +135,14 @@ class TwoSignatures:
         for facility, group in groupby(drafts, lambda draft: draft.record.facility):
             key, of_one = f"facilities/{facility}/keys/{self._facility_key}", list(group)
             payloads = [draft.record.signed_by_facility(draft.uvci) for draft in of_one]
-            try:
-                results = self._sign(self._facilities, key, of_one, payloads)
-            except _OF_THIS_KEY as error:
-                failed += [draft.record.record for draft in of_one]
-                refusals += [_refusal(draft, key, error) for draft in of_one]
-                continue
-            for draft, result in zip(of_one, results, strict=True):
-                if result.error is None:
+            results, refused = self._sign(self._facilities, key, of_one, payloads)
+            for draft, result in zip_longest(of_one, results):
+                error = refused if result is None else result.error
+                if error is None:
                     cosigned.append((draft, result.signature.decode()))
                 else:
                     failed.append(draft.record.record)
-                    refusals.append(_refusal(draft, key, result.error))
+                    refusals.append(self._refusal(draft, key, error))
         rows = [
             CosignedRecord(draft.record.record, draft.record.facility, draft.uvci, signed)
             for draft, signed in cosigned
@@ -150,20 +157,37 @@ class TwoSignatures:
         drafts: Sequence[Draft],
         payloads: list[bytes],
         cosignatures: list[bytes] | None = None,
-    ) -> list[ItemResult]:
-        """Signs payloads: as certificates where there are cosignatures, else as JWS."""
+    ) -> tuple[list[ItemResult], SignerClientError | None]:
+        """Signs payloads: as certificates where there are cosignatures, else as JWS.
+
+        Returns what became of the first ones, and why the key signed no others: a batch may be
+        several calls. Raises SignerClientError if it is not known what was signed, or other keys
+        would do no better.
+        """
+        results: list[ItemResult] = []
         named = zip((draft.record.record for draft in drafts), payloads, strict=True)
-        results = client.sign(
-            key,
-            Format.JWS if cosignatures is None else Format.HCERT,
-            payloads,
-            batch_items=self._limit(client, key),
-            in_flight=1,
-            timeout=self._timeout,
-            request_id=self._journal.request_id(key, named),
-            cosignatures=cosignatures,
-        )
-        return list(results)
+        try:
+            results.extend(
+                client.sign(
+                    key,
+                    Format.JWS if cosignatures is None else Format.HCERT,
+                    payloads,
+                    batch_items=self._limit(client, key),
+                    in_flight=1,
+                    timeout=self._timeout,
+                    request_id=self._journal.request_id(key, named),
+                    cosignatures=cosignatures,
+                )
+            )
+        except SignerClientError as error:
+            if not (isinstance(error, _OF_THIS_KEY) or error.reason == _QUOTA):
+                raise
+            return results, error
+        return results, None
+
+    def _refusal(self, draft: Draft, key: str, error: SignerClientError) -> Refusal:
+        corrects = self._journal.has(draft.record.record)
+        return Refusal(draft.record.line, key, error.reason, error.message, corrects)
 
     def _limit(self, client: SignerClient, key: str) -> int:
         """Returns how many items a call may have, which is asked once for each key."""
@@ -185,10 +209,6 @@ def _issued(draft: Draft, result: ItemResult) -> IssuedCertificate:
         result.signature.decode(),
         result.audit_record,
     )
-
-
-def _refusal(draft: Draft, key: str, error: SignerClientError) -> Refusal:
-    return Refusal(draft.record.line, key, error.reason, error.message)
 
 
 @contextmanager

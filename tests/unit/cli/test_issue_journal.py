@@ -1,6 +1,8 @@
 """The journal of `signer issue`: whole steps or none, ids that repeat, certificates that do not."""
 
+import errno
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -65,7 +67,8 @@ def test_a_torn_line_is_as_if_it_had_not_been(tmp_path: Path, kept: int) -> None
         assert not journal.has("b")
         assert (journal.identity("a", "1"), journal.request_id("key", [("a", b"x")])) == before
         journal.add_issued([certificate("b")], [])
-    assert [json.loads(line).keys() for line in lines(folder)][-1] == {"issued", "failed", "time"}
+    added = {"issued", "failed", "refused", "time"}
+    assert [json.loads(line).keys() for line in lines(folder)][-1] == added
     assert len(lines(folder)) == 3
 
 
@@ -129,3 +132,48 @@ def test_file_names_say_nothing_of_a_person() -> None:
     assert made.stem.startswith("0000002-")
     assert not {"Nguyen", "Mau"} & set(made.stem.replace("-", " ").split())
     assert made.stem != certificate("Nguyen-Thi-Mau", "2").stem
+
+
+def test_what_the_ministry_refuses_is_signed_anew_by_the_facility(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.add_cosigned([CosignedRecord(r, "01-001", f"U:{r}", "jws") for r in "abc"], [])
+        journal.add_issued([certificate("a")], ["b", "c"], ["b"])
+    with Journal.open(tmp_path) as journal:
+        assert journal.signed_before("b", "U:b") is None
+        assert journal.signed_before("c", "U:c") == SignedBefore(2, "jws")
+
+
+def test_a_full_disk_leaves_whole_lines_and_nothing_is_added_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def write(descriptor: int, data: bytes) -> int:
+        written.append(os_write(descriptor, data[:20]))
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return written[-1]
+
+    os_write = os.write
+    with Journal.open(tmp_path) as journal:
+        journal.begin(ASKED)
+        before = lines(tmp_path)
+        monkeypatch.setattr("os.write", write)
+        with pytest.raises(OperatorError, match="No space left"):
+            journal.add_issued([certificate("a")], [])
+        monkeypatch.undo()
+        with pytest.raises(OperatorError, match="No space left"):
+            journal.add_issued([certificate("b")], [])
+    assert lines(tmp_path) == before
+    with Journal.open(tmp_path) as journal:
+        assert journal.people == 0
+
+
+@pytest.mark.parametrize("row", [{"issued": [{}]}, {"issued": 1}, {"cosigned": [1]}, {"drawn": 1}])
+def test_a_line_of_another_form_is_named(tmp_path: Path, row: dict[str, object]) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.begin(ASKED)
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write(json.dumps({"time": 1, **row}).encode() + b"\n")
+    with pytest.raises(OperatorError, match="line 3: it is not of a journal"):
+        Journal.open(tmp_path)

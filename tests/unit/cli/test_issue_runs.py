@@ -4,10 +4,11 @@ import json
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +16,16 @@ from signer.cli.issue.journal import Journal
 from signer.cli.issue.outputs import Drawn
 from signer.cli.issue.records import CertificateIssuer, read_records
 from signer.cli.issue.run import IssueJob, batches_of
-from signer.cli.issue.signing import TwoSignatures, certify_all
-from signer.client import DeniedError, ItemError, ItemResult, Key, SignerClient
+from signer.cli.issue.signing import Certified, TwoSignatures, certify_all
+from signer.client import (
+    DeniedError,
+    ExhaustedError,
+    ItemError,
+    ItemResult,
+    Key,
+    SignerClient,
+    SignerClientError,
+)
 from tests.synthetic import as_csv, people
 
 ISSUER = CertificateIssuer("VN", "Ministry of Health", "U:")
@@ -99,14 +108,16 @@ class IdempotentAppliance:
         return ItemResult(index, b"signed", "v", None, 1)
 
 
+def signing(appliance: IdempotentAppliance, journal: Journal) -> TwoSignatures:
+    client = cast(SignerClient, appliance)
+    return TwoSignatures(client, client, journal, key=KEY, facility_key="records", timeout=1)
+
+
 def run(appliance: IdempotentAppliance, folder: Path, weather: Weather) -> bool:
     """Runs once; returns whether it came to its end."""
     appliance.weather, appliance.calls = weather, 0
-    client = cast(SignerClient, appliance)
     with Journal.open(folder) as journal:
-        signatures = TwoSignatures(
-            client, client, journal, key=KEY, facility_key="records", timeout=1
-        )
+        signatures = signing(appliance, journal)
         try:
             batches = batches_of(journal, JOB, RECORDS)
             certify_all(batches, signatures.certify, lambda _: None, 1, lambda: False)
@@ -138,3 +149,58 @@ def test_each_record_has_one_certificate_however_often_a_run_ends(weathers: list
             assert all(journal.is_issued(each.record, each.content) for each in RECORDS)
     assert len(issued) == len(RECORDS)
     assert appliance.certified == Counter(dict.fromkeys(issued, 1))
+
+
+class Calls(IdempotentAppliance):
+    """An appliance whose batches are calls of two items, of which a key refuses the second."""
+
+    def __init__(self, refuses: str, error: SignerClientError) -> None:
+        super().__init__()
+        self.refuses, self.error = refuses, error
+
+    def sign(  # type: ignore[override] # as the client does, which yields results as they come
+        self, key: str, message_format: str, payloads: list[bytes], **_: Any
+    ) -> Iterator[ItemResult]:
+        for index, payload in enumerate(payloads):
+            if index == 2 and self.refuses in key:
+                raise self.error
+            yield self._item(message_format, index, payload)
+
+
+def test_a_facility_without_quota_keeps_no_other_one_waiting(tmp_path: Path) -> None:
+    over = ExhaustedError("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", "tomorrow")
+    facility = RECORDS[0].facility
+    appliance = Calls(f"facilities/{facility}/", over)
+    made: list[Certified] = []
+    with Journal.open(tmp_path / "out") as journal:
+        signatures = TwoSignatures(
+            *(cast(SignerClient, appliance),) * 2,
+            journal,
+            key=KEY,
+            facility_key="records",
+            timeout=1,
+        )
+        batches = batches_of(journal, JOB, RECORDS)
+        certify_all(batches, signatures.certify, made.append, 1, lambda: False)
+        refused = {refusal.line for each in made for refusal in each.refusals}
+        of_facility = {each.line for each in RECORDS if each.facility == facility}
+        assert refused
+        assert refused < of_facility, "what was signed before the refusal is kept"
+        assert all(journal.has(each.record) for each in RECORDS if each.line not in refused)
+
+
+def test_what_was_certified_before_a_refusal_is_in_the_journal(tmp_path: Path) -> None:
+    appliance = Calls(KEY, DeniedError("PERMISSION_DENIED", "POLICY_DENIED", "no more"))
+    with Journal.open(tmp_path / "out") as journal:
+        signatures = TwoSignatures(
+            *(cast(SignerClient, appliance),) * 2,
+            journal,
+            key=KEY,
+            facility_key="records",
+            timeout=1,
+        )
+        batches = batches_of(journal, JOB, RECORDS)
+        with pytest.raises(DeniedError):
+            certify_all(batches, signatures.certify, lambda _: None, 1, lambda: False)
+        assert journal.made == 2
+        assert appliance.certified == Counter(each.uvci for each in journal.certificates())
