@@ -227,10 +227,12 @@ class Turns:
         items: Sequence[bytes],
         compute: Callable[[int, int], T],
         wasted: Callable[[T], bool] = lambda _: False,
+        part_bytes: int = PART_BYTES,
     ) -> list[T]:
         """Calls ``compute(start, stop)`` for consecutive parts of the items.
 
-        Parts are as large as a fraction of a slice allows, by what the part before took.
+        Parts are as large as a fraction of a slice allows, by what the part before took, and have
+        ``part_bytes`` at most.
         ``wasted`` is called with a result: whether the part came to nothing. Returns the results
         in their order.
         """
@@ -246,7 +248,7 @@ class Turns:
             if start and began >= self._until:
                 await self.begin(principal)
                 began = self._monotonic()
-            stop = _end(items, start, size)
+            stop = _end(items, start, size, part_bytes)
             result = compute(start, stop)
             results.append(result)
             took = self._took(principal, began, wasted=wasted(result))
@@ -325,10 +327,10 @@ class Threads:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end(items: Sequence[bytes], start: int, size: int) -> int:
-    """Returns where a part of up to ``size`` items ends: one item, or PART_BYTES at most."""
+def _end(items: Sequence[bytes], start: int, size: int, part_bytes: int) -> int:
+    """Returns where a part of up to ``size`` items ends: one item, or ``part_bytes`` at most."""
     stop = min(start + size, len(items))
-    while stop > start + 1 and sum(map(len, items[start:stop])) > PART_BYTES:
+    while stop > start + 1 and sum(map(len, items[start:stop])) > part_bytes:
         stop = start + (stop - start) // 2
     return stop
 

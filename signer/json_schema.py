@@ -18,7 +18,16 @@ from signer.format_terms import ContentSchema, PayloadFault
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 MOST_PARTS = 10_000
-"""Schemas inside a schema, those that references lead to counted each time."""
+"""Schemas inside a schema, those that references lead to counted each time; 50 values of an
+enum count as one."""
+MOST_LEVELS = 32
+"""Mappings and lists of a schema inside each other."""
+MOST_DEPTH = 100
+"""Schemas inside each other, through references too."""
+MOST_VALUES = 512
+"""Values of a payload, those inside of others counted too."""
+MOST_STEPS = 20_000
+"""Values of a payload times parts of the schema: each may be compared with each."""
 
 _NAMED = frozenset({"properties", "$defs", "definitions"})  # mappings of names to schemas
 _LISTED = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
@@ -39,6 +48,9 @@ _NOTES = frozenset(
 _KNOWN = _NAMED | _LISTED | _ONE | _VALUES | _NOTES | {"$ref"}
 
 
+_REFERENCE = re.compile(r"#/(\$defs|definitions)/([A-Za-z0-9._-]+)")
+
+
 class BadSchema(ValueError):
     """A JSON schema that is not accepted; it says what in it is wrong, and where."""
 
@@ -49,6 +61,7 @@ def read_schema(name: str, schema: object) -> ContentSchema:
         raise BadSchema("should be a mapping: a JSON schema")
     if schema.get("$schema", _DRAFT) != _DRAFT:
         raise BadSchema(f"has another $schema: it should be {_DRAFT}, or be left out")
+    _check_levels(schema, MOST_LEVELS)
     kind: Any = jsonschema.Draft202012Validator
     try:
         kind.check_schema(schema)
@@ -56,12 +69,28 @@ def read_schema(name: str, schema: object) -> ContentSchema:
         place = ".".join(map(str, error.absolute_path)) or "it"
         raise BadSchema(f"is not a JSON schema: {place} breaks {error.validator}") from None
     names: set[str] = set()
-    for parts, part in enumerate(_parts(schema, schema, (), ())):
-        if parts >= MOST_PARTS:
+    parts = 0
+    for part in _parts(schema, schema, (), ()):
+        parts += 1 + len(part.get("enum", ())) // 50  # which are compared quickly
+        if parts > MOST_PARTS:
             raise BadSchema(f"has more than {MOST_PARTS} schemas inside each other")
         names |= part.get("properties", {}).keys()
     checker = kind(schema, format_checker=_FORMATS, registry=referencing.Registry())
-    return ContentSchema(name, partial(_fault, checker, frozenset(names)))
+    most = min(MOST_VALUES, MOST_STEPS // parts)
+    return ContentSchema(name, partial(_fault, checker, frozenset(names), most))
+
+
+def _check_levels(value: object, left: int) -> None:
+    """Raises BadSchema for what is too deep, and for names that are not text."""
+    if not left:
+        raise BadSchema(f"has more than {MOST_LEVELS} levels")
+    if isinstance(value, dict):
+        if wrong := [name for name in value if not isinstance(name, str)]:
+            raise BadSchema(f"has the name {wrong[0]}, which is not text: write it in quotes")
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            _check_levels(each, left - 1)
 
 
 def _parts(
@@ -71,6 +100,8 @@ def _parts(
     if isinstance(schema, bool):
         return
     where = f"{'.'.join(place)} " if place else ""
+    if len(place) > MOST_DEPTH:
+        raise BadSchema(f"has more than {MOST_DEPTH} levels, those of references counted too")
     for keyword in sorted(schema.keys() - _KNOWN):
         raise BadSchema(f"{where}has {keyword}, which is not checked here: leave it out")
     if place and "$id" in schema:
@@ -78,7 +109,8 @@ def _parts(
     yield schema
     for name, each in _inner(schema):
         yield from _parts(each, whole, (*place, name), within)
-    if reference := schema.get("$ref"):
+    if "$ref" in schema:
+        reference = str(schema["$ref"])
         if reference in within:
             raise BadSchema(f"{where}refers to {reference}, which it is in")
         target = _target(reference, whole, where)
@@ -97,23 +129,33 @@ def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _target(reference: str, whole: Mapping[str, Any], where: str) -> Any:
-    """Returns what a reference leads to; raises BadSchema."""
-    if not reference.startswith("#/"):
-        raise BadSchema(f"{where}refers to {reference}: references should begin with #/")
-    found: Any = whole
-    for step in reference[2:].split("/"):
-        name = step.replace("~1", "/").replace("~0", "~")
-        if not isinstance(found, dict) or name not in found:
-            raise BadSchema(f"{where}refers to {reference}, which the schema does not have")
-        found = found[name]
-    if not isinstance(found, dict | bool):
-        raise BadSchema(f"{where}refers to {reference}, which is not a schema")
-    return found
+    """Returns what a reference leads to: a schema of $defs or definitions; raises BadSchema."""
+    found = _REFERENCE.fullmatch(reference)
+    if found is None:
+        raise BadSchema(
+            f"{where}refers to {reference}: references should be #/$defs/NAME or #/definitions/NAME"
+        )
+    target = whole.get(found[1], {}).get(found[2])
+    if target is None:
+        raise BadSchema(f"{where}refers to {reference}, which the schema does not have")
+    return target
 
 
-def _fault(checker: Any, names: frozenset[str], document: object) -> PayloadFault | None:
+def _count(value: object) -> int:
+    """Returns how many values a document has, itself and those inside of it."""
+    if isinstance(value, dict):
+        return 1 + sum(map(_count, value.values()))
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
+
+
+def _fault(checker: Any, names: frozenset[str], most: int, document: object) -> PayloadFault | None:
     """Returns the first thing in which a document breaks the schema."""
-    error = next(checker.iter_errors(document), None)
+    if (values := _count(document)) > most:
+        return PayloadFault("", f"has {values} values, and with this schema it may have {most}")
+    try:
+        error = next(checker.iter_errors(document), None)
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        return PayloadFault("", "cannot be compared with the schema")
     if error is None:
         return None
     path = [str(p) if isinstance(p, int) or p in names else "*" for p in error.absolute_path]

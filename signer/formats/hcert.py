@@ -42,6 +42,8 @@ _ES256 = cose.Envelope({1: PROPERTIES[Algorithm.ES256].cose, 4: _SIGNATURE[:8]})
 class Hcert(MessageFormat):
     """A DCC or DVC in JSON or CBOR, or a health link, becomes the text of a QR code."""
 
+    part_bytes = 8 * 1024  # to compress them may take some milliseconds
+
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:
         """Bounds the texts; raises CallError if no certificate can be signed.
 

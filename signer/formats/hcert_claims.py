@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from signer import cbor
 from signer.format_terms import ContentRules, HcertClaim
 from signer.formats import dcc
 from signer.formats.payloads import cbor_map, denied, json_object, unreadable
@@ -109,6 +110,10 @@ def _by_schema(payload: bytes, rules: ContentRules) -> Subject:
         raise unreadable(f"payload is longer than {dcc.MAX_BYTES} bytes")
     is_cbor = 0xA0 <= payload[0] <= 0xBF if payload else False
     document = cbor_map(payload) if is_cbor else json_object(payload)
+    try:
+        cbor.encode_deterministic(document)  # without what JSON does not have, such as NaN
+    except cbor.CborError as error:
+        raise unreadable(f"payload has {error}") from None
     if rules.schema is not None and (wrong := rules.schema.fault(document)) is not None:
         text = f"{wrong.member or 'payload'} {wrong.text}"
         raise unreadable(text, member=wrong.member, rule=rules.path("dvc_schema"))

@@ -61,10 +61,11 @@ class MessageFormat(ABC):
     """One format: pure functions; the same payloads and context give the same bytes.
 
     ``by_call``: the bytes depend on the call and the place in it, so that its items are prepared
-    without those of other calls.
+    without those of other calls. ``part_bytes``: what is prepared or finished without a pause.
     """
 
     by_call = False
+    part_bytes = 64 * 1024
 
     @abstractmethod
     def max_output(self, payloads: Sequence[bytes], context: FormatContext) -> int:

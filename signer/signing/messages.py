@@ -88,6 +88,11 @@ class HsmInputs:
             spread[index] = signature
         return spread
 
+    @property
+    def to_sign(self) -> Sequence[bytes]:
+        """What is signed of each item of the batch, b"" for failed ones."""
+        return self._to_sign
+
     def prepared(self, start: int, stop: int) -> PreparedBatch:
         """Returns these items as ``MessageFormat.finish`` takes them."""
         enclosed = self._enclosed[start:stop]
@@ -127,7 +132,8 @@ class Messages:
             inputs.add(part)
             return 2 * len(part.failures) > stop - start
 
-        await self._turns.each(principal, payloads, prepare, wasted=bool)
+        part_bytes = message_format.part_bytes
+        await self._turns.each(principal, payloads, prepare, wasted=bool, part_bytes=part_bytes)
         return inputs
 
     async def finish(
@@ -142,10 +148,11 @@ class Messages:
         spread = inputs.spread(signatures)
         finished = await self._turns.each(
             principal,
-            spread,
+            inputs.to_sign,
             lambda start, stop: message_format.finish(
                 inputs.prepared(start, stop), spread[start:stop], context
             ),
+            part_bytes=message_format.part_bytes,
         )
         return [output for part in finished for output in part]
 

@@ -69,8 +69,15 @@ def test_a_member_that_is_missing_is_named() -> None:
         ({"uniqueItems": True}, "has uniqueItems"),
         ({"$dynamicRef": "#x"}, "has $dynamicRef"),
         ({"$schema": "http://json-schema.org/draft-07/schema#"}, "has another $schema"),
-        ({"$ref": "https://who.example/dvc.json"}, "references should begin with #/"),
-        ({"$ref": "#"}, "references should begin with #/"),
+        ({"$ref": "https://who.example/dvc.json"}, "references should be #/$defs/NAME"),
+        ({"$ref": ""}, "references should be #/$defs/NAME"),
+        (
+            {"$ref": "#/$defs/a%62", "$defs": {"a%62": {}, "vaccine": {}}},
+            "references should be #/$defs/NAME",
+        ),
+        ({"$ref": "#/default", "default": {"type": "foo"}}, "references should be #/$defs/NAME"),
+        ({"properties": {1: {}}}, "has the name 1, which is not text"),
+        ({"$ref": "#"}, "references should be #/$defs/NAME"),
         ({"$ref": "#/$defs/other"}, "which the schema does not have"),
         ({"properties": {"n": {"$id": "https://who.example/"}}}, "only the whole schema may"),
         ({"$defs": {"vaccine": {"$ref": "#/$defs/vaccine"}}}, "which it is in"),
@@ -126,3 +133,35 @@ def test_whatever_a_payload_has_it_is_judged(payload: dict[str, Any]) -> None:
     read = read_schema("s", json.loads(json.dumps(SCHEMA)))
     fault = read.fault(payload)
     assert fault is None or fault.text
+
+
+def test_a_deep_schema_is_refused() -> None:
+    schema: dict[str, object] = {}
+    for _ in range(300):
+        schema = {"not": schema}
+    with pytest.raises(BadSchema, match="more than 32 levels"):
+        read_schema("s", schema)
+
+
+def test_a_payload_has_as_many_values_as_the_schema_has_time_for() -> None:
+    choice = {"items": {"oneOf": [{"const": number} for number in range(100)]}}
+    schema = read_schema("s", {"properties": {"a": choice}})
+    assert schema.fault({"a": [7] * 150}) is None
+    fault = schema.fault({"a": [7] * 8000})
+    assert fault is not None
+    assert fault.text == "has 8002 values, and with this schema it may have 194"
+    plain = read_schema("s", {"properties": {"a": {"items": {"enum": list(range(500))}}}})
+    assert plain.fault({"a": [7] * 500}) is None
+
+
+def test_a_number_that_the_library_cannot_divide_breaks_the_schema() -> None:
+    schema = read_schema("s", {"properties": {"a": {"multipleOf": 0.5}}})
+    fault = schema.fault({"a": float("inf")})
+    assert fault is not None
+    assert fault.text == "cannot be compared with the schema"
+
+
+def test_a_long_chain_of_references_is_refused() -> None:
+    definitions = {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(1100)}
+    with pytest.raises(BadSchema, match="more than 100 levels"):
+        read_schema("s", {"$ref": "#/$defs/d0", "$defs": definitions | {"d1100": {}}})

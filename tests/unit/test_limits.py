@@ -40,6 +40,7 @@ CODE = {
     "Validity of a health certificate": document.MAX_VALIDITY_DAYS,
     "Label of a health link": hcert_claims.MOST_LABEL,
     "Schemas inside a JSON schema of the policy": json_schema.MOST_PARTS,
+    "Values of a payload that is compared with a JSON schema": json_schema.MOST_VALUES,
     "Number of a version": _MAX_NUMBER,
     "A name in a request": signing_service.MAX_NAME_BYTES,
     "Lines of an enrolment": enrolment_table.MAX_ROWS,

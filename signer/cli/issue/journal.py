@@ -75,7 +75,7 @@ class _InForce(NamedTuple):
 class Journal:
     """The journal of one folder, locked while it is open; for any threads. Raises OperatorError.
 
-    ``interrupted`` is what a run that has not ended was asked for, None if the last one ended;
+    ``asked`` is what the last run was asked for; ``interrupted`` the same, None if it has ended;
     ``last`` is the time of the last step, in epoch seconds; ``revoked`` has the UVCIs that later
     certificates of the same records replaced; ``made`` counts all certificates; ``drawn`` says
     how the images and pages in the folder were drawn, by their suffix.
@@ -94,6 +94,7 @@ class Journal:
         self.made = 0
         self._writing = Lock()
         self.interrupted: Mapping[str, Any] | None = None
+        self.asked: Mapping[str, Any] = {}
         self.last = 0
         self.revoked: list[str] = []
 
@@ -104,7 +105,7 @@ class Journal:
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             new = not path.exists()
-            if new and any(folder.iterdir()):
+            if (new or not path.stat().st_size) and any(each != path for each in folder.iterdir()):
                 raise OperatorError(
                     f"{folder} has files, but not those of an earlier run: name a new folder"
                 )
@@ -285,7 +286,7 @@ class Journal:
             case {"journal": _, "secret": str(secret)}:
                 self._secret = bytes.fromhex(secret)
             case {"run": asked}:
-                self.interrupted = asked
+                self.interrupted = self.asked = asked
             case {"ended": _}:
                 self.interrupted = None
             case {"cosigned": cosigned}:
@@ -298,6 +299,8 @@ class Journal:
                     self._take_issued(IssuedCertificate(**row))
                 for record in step.get("refused", ()):
                     self._cosigned.pop(record, None)
+            case _:
+                raise ValueError("a step that is not known")
 
     def _take_issued(self, certificate: IssuedCertificate) -> None:
         known = self._known.get(certificate.record)

@@ -143,6 +143,15 @@ class _Tally:
 def _check_interrupted(journal: Journal, job: IssueJob) -> None:
     """Raises OperatorError if an interrupted run was asked for something else."""
     before, asked = journal.interrupted, job.asked
+    if before is None and journal.made:
+        last = journal.asked
+        others = [_OF_RUN[name] for name in ("key", "issuer") if last.get(name) != asked[name]]
+        if others:
+            raise OperatorError(
+                f"the certificates in {job.out} were made with another"
+                f" {' and another '.join(others)}: give the same to correct them, or name a new"
+                " folder to issue all of them anew"
+            )
     if before is not None:
         others = [text for name, text in _OF_RUN.items() if before.get(name) != asked[name]]
         if others:

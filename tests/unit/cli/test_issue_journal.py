@@ -169,11 +169,22 @@ def test_a_full_disk_leaves_whole_lines_and_nothing_is_added_after_it(
         assert journal.people == 0
 
 
-@pytest.mark.parametrize("row", [{"issued": [{}]}, {"issued": 1}, {"cosigned": [1]}, {"drawn": 1}])
+@pytest.mark.parametrize(
+    "row", [{"issued": [{}]}, {"issued": 1}, {"cosigned": [1]}, {"drawn": 1}, {"isxued": []}]
+)
 def test_a_line_of_another_form_is_named(tmp_path: Path, row: dict[str, object]) -> None:
     with Journal.open(tmp_path) as journal:
         journal.begin(ASKED)
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(json.dumps({"time": 1, **row}).encode() + b"\n")
     with pytest.raises(OperatorError, match="line 3: it is not of a journal"):
+        Journal.open(tmp_path)
+
+
+def test_an_empty_journal_beside_certificates_is_refused(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.begin(ASKED)
+    (tmp_path / JOURNAL).write_bytes(b"")
+    (tmp_path / "certificates").mkdir()
+    with pytest.raises(OperatorError, match="not those of an earlier run"):
         Journal.open(tmp_path)
