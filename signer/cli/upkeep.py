@@ -54,7 +54,7 @@ from signer.text import count, utc
 @click.option(
     "--without-log",
     metavar="REASON",
-    help="With --join: why there is no such log. The registry is taken as it is, and the reason is"
+    help="With --join: why no log can be given. The registry is taken as it is, and the reason is"
     " recorded.",
 )
 def init(
@@ -112,12 +112,11 @@ def init(
     say(f"policy in force: {state.policy}")
     if state.policy != policy.policy.sha256:
         say(f"the policy in {config.policy} is a different one and not in force", err=True)
-    key_file = config.audit.directory / KEY_FILE
-    say(
-        "the audit log continues; the next start records the officers in it"
-        if begun
-        else f"the audit log was begun; its public key is {key_file}: give the auditor a copy"
-    )
+    if begun:
+        say("the audit log continues; the next start records the officers in it")
+    else:
+        key_file = config.audit.directory / KEY_FILE
+        say(f"the audit log was begun; its public key is {key_file}: give the auditor a copy")
 
 
 def _check_options(

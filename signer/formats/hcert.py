@@ -127,11 +127,7 @@ class _Writer:
         if subject.expires is not None:
             self._check_end(subject.expires)
             head = self._head(subject.number, subject.expires)
-        try:
-            value = cbor.encode_deterministic(subject.value)
-        except cbor.CborError as error:
-            raise unreadable(f"payload has {error}") from None
-        to_sign = self._envelope.to_sign(head + value)
+        to_sign = self._envelope.to_sign(head + subject.encoded)
         if len(to_sign) > self._fits:
             self._check_text(to_sign)
         return to_sign

@@ -29,14 +29,15 @@ _URL = re.compile(r"https://([A-Za-z0-9.-]+(?::[0-9]{1,5})?)/[!-~]*")
 
 
 class Subject(NamedTuple):
-    """What one certificate is about: ``value`` is what the claim with this ``number`` has.
+    """What one certificate is about.
 
-    ``document`` has members by which it can be compared with another record. ``type`` is that of a
-    DCC. ``expires`` is the time of a link's own end, in seconds since the epoch.
+    ``encoded`` is what the claim with this ``number`` has, in CBOR. ``document`` has members by
+    which it can be compared with another record. ``type`` is that of a DCC. ``expires`` is the
+    time of a link's own end, in seconds since the epoch.
     """
 
     number: int
-    value: object
+    encoded: bytes
     document: Mapping[str, Any]
     type: str | None = None
     expires: int | None = None
@@ -52,7 +53,7 @@ def reader(rules: ContentRules, ahead: dcc.Horizon) -> Callable[[bytes], Subject
     def certificate(payload: bytes) -> Subject:
         read = dcc.read(payload)
         dcc.check(read, rules, ahead)
-        return Subject(number, read.document, read.document, read.type)
+        return Subject(number, _encoded(read.document), read.document, read.type)
 
     objects: Callable[[bytes], Subject] = partial(_no_object, rules=rules)
     if HcertClaim.DCC in rules.claims:
@@ -102,7 +103,8 @@ def _link(payload: bytes, rules: ContentRules) -> Subject:
     if rules.link_hosts and host_of(link) not in rules.link_hosts:
         rule = rules.path("link_hosts")
         raise denied(rule, "content rule link_hosts: the host of url is not an allowed one")
-    return Subject(NUMBERS[HcertClaim.VHL], payload.decode("ascii"), link, expires=link["exp"])
+    text = _encoded(payload.decode("ascii"))
+    return Subject(NUMBERS[HcertClaim.VHL], text, link, expires=link["exp"])
 
 
 def _by_schema(payload: bytes, rules: ContentRules) -> Subject:
@@ -110,14 +112,18 @@ def _by_schema(payload: bytes, rules: ContentRules) -> Subject:
         raise unreadable(f"payload is longer than {dcc.MAX_BYTES} bytes")
     is_cbor = 0xA0 <= payload[0] <= 0xBF if payload else False
     document = cbor_map(payload) if is_cbor else json_object(payload)
-    try:
-        cbor.encode_deterministic(document)  # without what JSON does not have, such as NaN
-    except cbor.CborError as error:
-        raise unreadable(f"payload has {error}") from None
+    encoded = _encoded(document)  # before the schema, which bears nothing that JSON does not have
     if rules.schema is not None and (wrong := rules.schema.fault(document)) is not None:
         text = f"{wrong.member or 'payload'} {wrong.text}"
         raise unreadable(text, member=wrong.member, rule=rules.path("dvc_schema"))
-    return Subject(NUMBERS[HcertClaim.DVC], document, document)
+    return Subject(NUMBERS[HcertClaim.DVC], encoded, document)
+
+
+def _encoded(value: object) -> bytes:
+    try:
+        return cbor.encode_deterministic(value)
+    except cbor.CborError as error:
+        raise unreadable(f"payload has {error}") from None
 
 
 def _is_flag(value: object) -> bool:

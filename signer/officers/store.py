@@ -236,7 +236,7 @@ def get(connection: sa.Connection, identity: str) -> StoredOperation:
     operation = find(connection, identity)
     if operation is None:
         raise CallError(
-            Reason.OPERATION_NOT_FOUND, "there is no such operation: list them to find its id"
+            Reason.OPERATION_NOT_FOUND, "this operation does not exist: list them to find its id"
         )
     return operation
 

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from signer.errors import Violation
 from signer.format_terms import ContentSchema
-from signer.json_schema import read_schema
 from signer.model import IDENTIFIER, Role
 from signer.policy.document import FacilityRules, GroupRules, Profile, Rules, StaffRules
 from signer.policy.fit import (
@@ -24,6 +23,7 @@ from signer.policy.fit import (
     check_use,
     of_unlisted_keys,
 )
+from signer.policy.json_schema import read_schema
 from signer.policy.narrow import narrow, profile_terms
 from signer.policy.rules import Facility, Group, Policy, Terms
 from signer.policy.values import serials

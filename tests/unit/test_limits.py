@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-from signer import json_schema
 from signer.api import guard, health, operation_service, server, signing_service, wire
 from signer.audit.read import ledger
 from signer.cbor import MAX_INTEGER
@@ -15,7 +14,7 @@ from signer.keys.rows import _MAX_NUMBER
 from signer.model import LARGEST_MESSAGE, MAX_BATCH_ITEMS, MESSAGE_BYTES
 from signer.officers import approval, records
 from signer.officers.kinds import certificates_import, enrolment_table, rotation
-from signer.policy import document
+from signer.policy import document, json_schema
 from signer.x509 import MAX_CERTIFICATE_BYTES
 
 ROOT = Path(__file__).parents[2]

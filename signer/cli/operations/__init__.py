@@ -84,7 +84,7 @@ def operations() -> None:
 
 def _print_list(operations: list[Operation]) -> None:
     if not operations:
-        say("there is no such operation")
+        say("no operation is listed")
     for one in operations:
         signed = f"{len(one.signatures)} of {one.officers}"
         say(f"{one.id}  {one.kind:<18}  {one.state:<9}  {signed}")

@@ -454,7 +454,7 @@ def test_on_a_terminal_reject_shows_the_proposal_and_asks(
 def test_an_empty_list_says_so(run: Any, played: Any, people: Any) -> None:
     assert played
     words = ("operations", "list", "--client", people.a.client)
-    assert run(*words).out == "there is no such operation\n"
+    assert run(*words).out == "no operation is listed\n"
     assert json.loads(run(*words, "--json").out) == []
 
 

@@ -17,8 +17,8 @@ from signer.errors import Failure, Reason
 from signer.format_terms import ContentRules, FormatContext, Handles, HcertClaim
 from signer.formats import FORMATS, base45, hcert
 from signer.formats.revocation import handle, handles_of_signed
-from signer.json_schema import read_schema
 from signer.model import Format
+from signer.policy.json_schema import read_schema
 from tests.unit.formats.conftest import NOW, YEAR, ContextMaker, SoftKey
 
 HCERT = FORMATS[Format.HCERT]

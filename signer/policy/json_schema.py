@@ -17,9 +17,9 @@ import referencing
 from signer.format_terms import ContentSchema, PayloadFault
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
-MOST_PARTS = 10_000
+MOST_PARTS = 400
 """Schemas inside a schema, those that references lead to counted each time; 50 values of an
-enum count as one."""
+enum count as one. With so many a payload may still have 50 values."""
 MOST_LEVELS = 32
 """Mappings and lists of a schema inside each other."""
 MOST_DEPTH = 100
