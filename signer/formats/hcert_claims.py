@@ -112,7 +112,7 @@ def _by_schema(payload: bytes, rules: ContentRules) -> Subject:
         raise unreadable(f"payload is longer than {dcc.MAX_BYTES} bytes")
     is_cbor = 0xA0 <= payload[0] <= 0xBF if payload else False
     document = cbor_map(payload) if is_cbor else json_object(payload)
-    encoded = _encoded(document)  # before the schema, which bears nothing that JSON does not have
+    encoded = _encoded(document)  # first: it refuses NaN, at which the schema library fails
     if rules.schema is not None and (wrong := rules.schema.fault(document)) is not None:
         text = f"{wrong.member or 'payload'} {wrong.text}"
         raise unreadable(text, member=wrong.member, rule=rules.path("dvc_schema"))
