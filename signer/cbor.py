@@ -232,7 +232,7 @@ def _arranged(value: Any, depth: int) -> Any:
             raise CborError(f"a {kind.__name__}")
     if not depth:
         raise CborError("too many maps and lists inside each other")
-    if kind is dict or isinstance(value, Mapping):
+    if kind is dict or (kind is not list and isinstance(value, Mapping)):
         return {name: _arranged(value[name], depth - 1) for name in _ascii_names(*value)}
     return [_arranged(member, depth - 1) for member in value]
 
