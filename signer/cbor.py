@@ -74,7 +74,7 @@ def encode(value: object, order: Order) -> bytes:
     try:
         return cbor2.dumps(order(value))
     except UnicodeEncodeError:
-        raise CborError("a text with half a surrogate pair") from None
+        raise CborError(_HALF_A_PAIR) from None
 
 
 def as_given(value: Any) -> Any:
@@ -92,7 +92,7 @@ def encode_deterministic(value: Any) -> bytes:
     try:
         _write(value, parts)
     except UnicodeEncodeError:
-        raise CborError("a text with half a surrogate pair") from None
+        raise CborError(_HALF_A_PAIR) from None
     return b"".join(parts)
 
 
@@ -283,7 +283,10 @@ def _in_order(*names: object) -> list[str]:
         raise CborError("a name that is not text")
     # Code points sort as their UTF-8 does; the head of a name grows with its length.
     in_order = sorted(str(name) for name in names)
-    return sorted(in_order, key=lambda name: len(name.encode()))
+    try:
+        return sorted(in_order, key=lambda name: len(name.encode()))
+    except UnicodeEncodeError:
+        raise CborError(_HALF_A_PAIR) from None
 
 
 class _NoTags(dict[int, Any]):
@@ -299,5 +302,6 @@ _STRICT: dict[str, Any] = {
     "semantic_decoders": _NoTags(),
 }
 _TOO_LARGE = "an integer beyond 64 bits"
+_HALF_A_PAIR = "a text with half a surrogate pair"
 _PLAIN = frozenset({str, bytes, bool, type(None)})
 _READ = _PLAIN | {int}  # any size: without tags, what is read has 64 bits and a sign

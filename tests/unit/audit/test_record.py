@@ -5,7 +5,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from signer import cbor
@@ -182,8 +182,12 @@ def by_the_general_encoder(record: Record) -> bytes | None:
     return cbor2.dumps([encoded, column.data if column else None], canonical=True)
 
 
+HALF_A_PAIR = Record(0, 0, RecordKind.OUTCOME, OutcomeRecord(0, 0, {0: "\ud800"}).to_fields(), None)
+
+
 @settings(deadline=None)
 @given(records | signing)
+@example(HALF_A_PAIR)
 def test_bytes_are_those_of_the_general_encoder(record: Record) -> None:
     expected = by_the_general_encoder(record)
     if expected is None:

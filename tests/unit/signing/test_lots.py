@@ -16,6 +16,7 @@ from signer.events import QuotaRefused, StagesEnded
 from signer.hsm.front.chunks import LATE, Signed, SignJob
 from signer.hsm.front.pool import Admission
 from signer.model import Format, KeyName
+from signer.signing import lots
 from signer.signing.lots import MOST_CALLS, Call
 from signer.signing.messages import Messages
 from signer.signing.request import BatchRequest, BatchResult
@@ -267,8 +268,9 @@ def test_where_all_callers_leave_nothing_more_is_signed(
 
 
 def test_calls_that_come_while_the_log_writes_go_together(
-    stage: Stage, jobs: list[SignJob]
+    stage: Stage, jobs: list[SignJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lots, "LOG_WAIT", 30.0)  # the machine may be busy
     stage.disk.gate.clear()
 
     async def scenario() -> Ended:
