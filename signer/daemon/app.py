@@ -53,6 +53,7 @@ from signer.officers.proposals import Proposals
 from signer.officers.records import OperationRecords
 from signer.officers.standing_fold import StandingFold
 from signer.policy.usage import Usage
+from signer.signing.cosigners import Cosigners
 from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
@@ -351,6 +352,7 @@ def _engine(base: Base, core: Core, limits: LimitsConfig, turns: Turns, threads:
         Evidence(records.log, turns, base.loop, clock),
         Repeats(records.log, records.ledger, messages, threads, clock),
         messages=messages,
+        cosigners=Cosigners(turns),
         turns=turns,
         usage=records.usage,
         events=base.events,

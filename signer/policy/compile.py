@@ -56,8 +56,9 @@ def compile_policy(
         _check_names(f"facilities.{name}", rules, document, problems)
         if rules.profile in profiles:
             facilities[name] = _facility(name, rules, profiles[rules.profile], problems)
-    in_use = (terms for item in facilities.values() for terms in (item.terms, *item.keys.values()))
+    in_use = [terms for item in facilities.values() for terms in (item.terms, *item.keys.values())]
     check_members(in_use, problems)
+    cosigning = [terms.cosigning.profiles for terms in in_use if terms.cosigning is not None]
     groups = _groups(group_rules, facilities)
     facilities_of = _inverted({name: item.clients for name, item in facilities.items()})
     groups_of = _inverted({name: item.clients for name, item in groups.items() if item.facilities})
@@ -71,6 +72,7 @@ def compile_policy(
         facilities=facilities,
         facilities_of=facilities_of,
         groups_of=groups_of,
+        cosigners=frozenset[str]().union(*cosigning),
     )
 
 

@@ -101,7 +101,8 @@ class Policy:
 
     ``sha256`` identifies its text (config.policy_documents); ``roles`` has every principal
     that a rule names; ``denied_certificates`` are serial numbers; ``facilities_of`` and
-    ``groups_of`` list by client the facilities and groups that name it.
+    ``groups_of`` list by client the facilities and groups that name it. ``cosigners`` are the
+    profiles whose facilities' signed records count beside certificates of any key.
     """
 
     sha256: str
@@ -111,6 +112,7 @@ class Policy:
     facilities: Mapping[str, Facility]
     facilities_of: Mapping[str, frozenset[str]]
     groups_of: Mapping[str, frozenset[str]]
+    cosigners: frozenset[str] = frozenset()
 
     def terms_of(self, key: KeyName) -> Terms | None:
         """Returns the terms of a key, None if no facility has that name."""

@@ -29,7 +29,7 @@ from signer.policy.decide import Decision, check_algorithm, decide
 from signer.policy.rules import Policy, Terms
 from signer.policy.usage import Usage
 from signer.signing.charging import Charging
-from signer.signing.cosigners import cosigned_of
+from signer.signing.cosigners import Cosigners
 from signer.signing.evidence import Evidence, reasons_of
 from signer.signing.lots import Call, Lot, Lots
 from signer.signing.messages import HsmInputs, Messages
@@ -62,6 +62,7 @@ class Engine:
         repeats: Repeats,
         *,
         messages: Messages,
+        cosigners: Cosigners,
         turns: Turns,
         usage: Usage,
         events: Events,
@@ -74,7 +75,7 @@ class Engine:
         self._answer_bytes = min(answer_bytes, MESSAGE_BYTES)
         self._hsm = hsm
         self._evidence, self._repeats = evidence, repeats
-        self._messages, self._turns = messages, turns
+        self._messages, self._cosigners, self._turns = messages, cosigners, turns
         self._events, self._charging = events, Charging(usage, events)
         self._clock = clock
         self._lots = Lots(
@@ -125,7 +126,7 @@ class Engine:
         if len(payloads) > WORTH_A_LOOK:
             self._hsm.admit(_job(payloads, version, terms, deadline)).release()
         message_format = FORMATS[first.format]
-        context = _context(snapshot, first, version, terms, now=now)
+        context = self._context(snapshot, first, version, terms, now=now)
         self._check_answer(message_format.max_output(payloads, context), lot)
         inputs = await self._messages.prepare(message_format, first.principal, payloads, context)
         lot.ended("format", began, monotonic())
@@ -160,6 +161,8 @@ class Engine:
             message_format, first.principal, inputs, signed.signatures, context
         )
         handles = await self._messages.handles(first, inputs, signed.signatures, version)
+        if first.format is Format.JWS and terms.check_every == 1:
+            await self._cosigners.signed(first.principal, snapshot.policy, job, signed.signatures)
         lot.ended("format", began, monotonic())
         calls = [call for call in lot.calls if not call.failed]
         self._events.emit(_ended(terms, first.format, version, calls, failures))
@@ -230,6 +233,30 @@ class Engine:
             )
         return whole.digest()
 
+    def _context(
+        self,
+        snapshot: Snapshot,
+        request: BatchRequest,
+        version: KeyVersion,
+        terms: Terms,
+        *,
+        now: float,
+    ) -> FormatContext:
+        """Returns what the messages depend on; raises CallError without the signed records."""
+        cosigned = None
+        if request.cosignatures or terms.cosigning is not None:
+            cosigned = self._cosigners.cosigned(snapshot, request, terms, now)
+        return FormatContext(
+            version,
+            int(now),
+            terms.hcert,
+            terms.content,
+            terms.shc,
+            terms.timestamp,
+            request.call_id,
+            cosigned=cosigned,
+        )
+
     def _check_answer(self, bound: int, lot: Lot) -> None:
         each = FAILURE_BYTES + 3 * HANDLE_BYTES * lot.first.revocation
         size = bound + each * lot.items
@@ -245,25 +272,6 @@ class Engine:
                 Reason.DEADLINE_TOO_SHORT,
                 "no time is left to sign: send smaller batches or allow more time",
             )
-
-
-def _context(
-    snapshot: Snapshot, request: BatchRequest, version: KeyVersion, terms: Terms, *, now: float
-) -> FormatContext:
-    """Returns what the messages depend on; raises CallError without the signed records."""
-    cosigned = None
-    if request.cosignatures or terms.cosigning is not None:
-        cosigned = cosigned_of(snapshot, request, terms, now)
-    return FormatContext(
-        version,
-        int(now),
-        terms.hcert,
-        terms.content,
-        terms.shc,
-        terms.timestamp,
-        request.call_id,
-        cosigned=cosigned,
-    )
 
 
 def _job(

@@ -166,6 +166,10 @@ CASES: Sequence[Case] = (
         [_COSIGNED], _RECORDS, warm_up=1.0, goals={"ratio_plain": 0.45},
     ),
     Case(
+        "cosigned-known", "the same, each record signed and checked here before",
+        Format.HCERT, ES256, [_COSIGNED], _STRICT, warm_up=1.0, goals={"ratio_plain": 0.45},
+    ),
+    Case(
         "cms", "CMS, detached, 4 x 500", Format.CMS, ES256, [_DOCUMENTS],
         goals={"ratio_plain": 1.10},
     ),

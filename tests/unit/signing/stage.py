@@ -16,6 +16,7 @@ from signer.hsm.front.service import Hsm
 from signer.key_index import KeyIndex
 from signer.model import KeyVersion
 from signer.policy.usage import Usage
+from signer.signing.cosigners import Cosigners
 from signer.signing.engine import Engine
 from signer.signing.evidence import Evidence
 from signer.signing.messages import Messages
@@ -60,6 +61,7 @@ class Stage:
             Evidence(self.log, turns, self.loop, clock),
             Repeats(self.log, self.ledger, messages, self.threads, clock),
             messages=messages,
+            cosigners=Cosigners(turns),
             turns=turns,
             usage=self.usage,
             events=Events(),

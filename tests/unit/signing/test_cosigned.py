@@ -20,6 +20,7 @@ from signer.config.policy_documents import load_policy
 from signer.errors import CallError, Reason
 from signer.key_index import KeyIndex
 from signer.model import Format, KeyName, KeyState, KeyVersion, Suspended
+from signer.signing import cosigners
 from signer.signing.request import BatchRequest
 from signer.x509 import jwk_thumbprint, spki_of
 from tests.stand_ins import key_version
@@ -165,6 +166,99 @@ def test_a_suspended_facility_does_not_co_sign(stage: Stage) -> None:
 def test_signatures_of_a_version_that_has_ended_hold(stage: Stage) -> None:
     serve(stage, cosigner("clinic", KeyState.DEACTIVATED))
     assert not stage.sign(asked("a")).failures
+
+
+def signed_here(stage: Stage, facility: str = "clinic", count: int = 1) -> list[bytes]:
+    """Records that a facility signs by the appliance: the stand-in's signatures are all wrong.
+
+    So a certificate beside one tells whether its signature was verified.
+    """
+    request = BatchRequest(
+        "spiffe://x/clinic",
+        KeyName(facility, "records"),
+        None,
+        Format.JWS,
+        [json.dumps({"id": str(n)}).encode() for n in range(count)],
+        SystemClock().monotonic() + 30,
+    )
+    return list(stage.sign(request).outputs)
+
+
+def certified(stage: Stage, records: list[bytes]) -> list[str]:
+    """Why certificates beside these records were refused, "" for each that was signed."""
+    result = stage.sign(asked(*map(str, range(len(records))), records=records))
+    return [result.failures[n].message if n in result.failures else "" for n in range(len(records))]
+
+
+def checked(stage: Stage, every: int, profile: str = "records") -> None:
+    policy = stage.folder.parent / "policy.yaml"
+    begin = f"  {profile}: {{"
+    policy.write_text(POLICY.replace(begin, f"{begin}check_every: {every}, "))
+    stage.served.snapshot = replace(stage.served.snapshot, policy=load_policy(policy))
+
+
+def test_what_was_signed_and_checked_here_is_not_verified_again(stage: Stage) -> None:
+    serve(stage, cosigner("clinic"))
+    checked(stage, 1)
+    records = signed_here(stage, count=10)
+    assert certified(stage, records) == [""] * 10
+    assert certified(stage, records[3:4]) == [
+        "rule cosigning: v.0.ci is not id of the signed record"
+    ]
+
+
+def test_a_signature_that_was_not_checked_is_verified(stage: Stage) -> None:
+    serve(stage, cosigner("clinic"))
+    checked(stage, 2)
+    assert certified(stage, signed_here(stage)) == [
+        "rule cosigning: the signature of the record is wrong"
+    ]
+
+
+def test_records_that_count_for_no_certificate_are_not_kept(stage: Stage) -> None:
+    serve(stage, cosigner("other"))
+    records = signed_here(stage, "other")
+    policy = stage.folder.parent / "policy.yaml"
+    policy.write_text(POLICY.replace("profiles: [records, raw]", "profiles: [records, others]"))
+    stage.served.snapshot = replace(stage.served.snapshot, policy=load_policy(policy))
+    assert certified(stage, records) == ["rule cosigning: the signature of the record is wrong"]
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["header", "payload", "signature"])
+def test_anything_else_than_what_was_signed_is_verified(stage: Stage, part: int) -> None:
+    serve(stage, cosigner("clinic"))
+    [whole] = signed_here(stage)
+    parts = whole.split(b".")
+    header, payload = (base64.urlsafe_b64decode(each + b"==") for each in parts[:2])
+    changed = [header.replace(b"{", b"{ ", 1), payload.replace(b"{", b"{ ", 1), (5).to_bytes(64)][
+        part
+    ]
+    parts[part] = base64.urlsafe_b64encode(changed).rstrip(b"=")
+    assert certified(stage, [b".".join(parts)]) == [
+        "rule cosigning: the signature of the record is wrong"
+    ]
+
+
+@pytest.mark.parametrize("state", [KeyState.SUSPENDED, KeyState.COMPROMISED, KeyState.DESTROYED])
+def test_a_stop_of_the_key_ends_what_was_known(stage: Stage, state: KeyState) -> None:
+    serve(stage, cosigner("clinic"))
+    records = signed_here(stage)
+    snapshot = stage.served.snapshot
+    keys = [*snapshot.keys.versions(DCC), cosigner("clinic", state)]
+    stage.served.snapshot = replace(snapshot, keys=KeyIndex(keys, 3))
+    assert certified(stage, records) == [
+        f"rule cosigning: the signed record does not count: {cosigner('clinic').name} is {state}"
+    ]
+
+
+def test_only_the_newest_signatures_are_known(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cosigners, "KNOWN", 4)
+    serve(stage, cosigner("clinic"))
+    records = [signed_here(stage)[0] for _ in range(9)]
+    wrong = "rule cosigning: the signature of the record is wrong"
+    assert [certified(stage, [each])[0] for each in records] == [wrong] * 4 + [""] * 5
 
 
 def test_a_repetition_names_the_same_records(stage: Stage) -> None:

@@ -132,7 +132,8 @@ def command(case: str, program: Path | None) -> list[str]:
 def test_go_drives_all_cases_but_those_that_gather() -> None:
     go = LoadTool(Path("build/load"))
     assert {case.name for case in CASES if go.name(case) == "python"} == {
-        *("gather-16", "gather-64", "gather-256", "greedy-50", "overload", "hcert-cosigned")
+        *("gather-16", "gather-64", "gather-256", "greedy-50", "overload", "hcert-cosigned"),
+        "cosigned-known",
     }
     assert {LoadTool(None).name(case) for case in CASES} == {"python"}
     assert command("single-16", Path("build/load"))[0] == "build/load"
