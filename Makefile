@@ -46,9 +46,11 @@ demo: $(READY)
 test: $(TOOLS) build/shim.so
 	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# As `test`; conftest.py has the files that take longest begin.
+# As `test`; conftest.py has the files that take longest begin. What Hypothesis tries in `test` it
+# tries again, four times as many examples.
 torture: $(TOOLS) build/shim.so
-	$(BIN)/pytest -m torture --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m 'torture or hypothesis' --hypothesis-profile thorough \
+		--numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 packaging: $(DEV)
 	.ci/packages packaging

@@ -28,9 +28,13 @@ gc.disable()  # until all tests are collected: nothing of them is garbage
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# No test asserts a time, Hypothesis's neither: the machine may be busy.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
+# No test asserts a time, Hypothesis's neither: the machine may be busy. `make torture` runs all
+# tests of Hypothesis once more, in the profile "thorough".
+settings.register_profile(
+    "quick", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25
+)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=100)
+settings.load_profile("quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

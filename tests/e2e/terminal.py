@@ -4,7 +4,8 @@ All ```sh blocks of a document run in one shell, in order; a ```text block that 
 they print, with … for what differs. A block in another language is saved under the name that the
 sentence before it gives. `signer dev up` runs in a terminal of its own, as the README says. Only
 the folder /tmp and the two ports of docs/operating.md are the test's own, and `sudo` and `make`
-are stubs: they install what the machine of the tests has already. In zsh, `signer` is a fork.
+are stubs: they install what the machine of the tests has already. `signer` is a fork, but where a
+test wants a new interpreter for each command.
 """
 
 import os
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.fork_server import fork_server
+from tests.torture import long
 
 ROOT = Path(__file__).parents[2]
 SHELLS = {"bash": ["bash", "-eu", "-o", "pipefail"], "zsh": ["zsh", "-f", "-eu", "-o", "pipefail"]}
+READERS = ["bash", *long("zsh")]
+"""The shells in which guides are read; in zsh each command begins with a new interpreter."""
 FOREGROUND = "signer dev up "
 STUBS = ("sudo", "make")
 INSTALLED = "$PWD/.venv/bin"
@@ -44,7 +48,7 @@ def blocks(document: str) -> list[Block]:
 class Terminal:
     """Where documents are read: a folder in the place of /tmp, and stubs on the path."""
 
-    def __init__(self, shell: str, folder: Path) -> None:
+    def __init__(self, shell: str, folder: Path, *, forks: bool = True) -> None:
         self.shell, self.folder = SHELLS[shell], folder
         self.replaced: dict[str, str] = {"/tmp/": f"{folder}/"}  # noqa: S108  as printed
         stubs = folder / "stubs"
@@ -54,10 +58,10 @@ class Terminal:
             (stubs / name).chmod(0o755)
         path = (str(stubs), str(Path(sys.executable).parent), os.environ["PATH"])
         self.environment = {**os.environ, "PATH": ":".join(path)}
-        if shell != "bash":  # once is enough that each command begins with a new interpreter
-            forks = str(fork_server().bin)
-            self.replaced[f"PATH={INSTALLED}"] = f"PATH={forks}:{INSTALLED}"
-            self.environment["PATH"] = ":".join((forks, *path))
+        if forks:
+            signer = str(fork_server().bin)
+            self.replaced[f"PATH={INSTALLED}"] = f"PATH={signer}:{INSTALLED}"
+            self.environment["PATH"] = ":".join((signer, *path))
 
     def here(self, text: str) -> str:
         for printed, ours in self.replaced.items():

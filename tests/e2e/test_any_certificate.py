@@ -88,6 +88,7 @@ def round_trips(who: Source, reader: str, kinds: Sequence[str]) -> None:
         round_trip()
 
 
+@pytest.mark.hypothesis  # so that `make torture` has it, too
 @pytest.mark.parametrize("reader", READERS["HCERT"])
 def test_any_vaccination_comes_out_as_it_went_in(
     appliance: Any, tmp_path: Path, reader: str
@@ -95,6 +96,7 @@ def test_any_vaccination_comes_out_as_it_went_in(
     round_trips(of_appliance(appliance, "moh/dcc", tmp_path), reader, ["v"])
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("reader", READERS["HCERT"])
 def test_any_test_and_recovery_comes_out_as_it_went_in(tmp_path: Path, reader: str) -> None:
     """By a key in software: the certificate of the appliance's is for vaccinations alone."""

@@ -25,7 +25,7 @@ ANSWERED, PAUSE = 40, 0.3
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     """A terminal beside that of an appliance."""
-    made = Terminal("bash", tmp_path_factory.mktemp("clients"))
+    made = Terminal("bash", tmp_path_factory.mktemp("clients"), forks=False)
     with made.appliance():
         yield made
 

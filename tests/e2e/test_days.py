@@ -41,7 +41,7 @@ def test_a_day_of_an_officer(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not may_mount(), reason="nothing may be mounted here, also not in a namespace")
 def test_a_night_of_an_sre(tmp_path: Path) -> None:
-    terminal = Terminal("bash", tmp_path)
+    terminal = Terminal("bash", tmp_path, forks=False)  # forks see no mount of the namespace
     terminal.shell = [*ALONE, *terminal.shell]
     sudo = tmp_path / "stubs" / "sudo"
     sudo.write_text('#!/bin/sh\nexec "$@"\n')  # root in the namespace

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.terminal import ROOT, SHELLS, Terminal, blocks, check_outputs
+from tests.e2e.terminal import READERS, ROOT, Terminal, blocks, check_outputs
 
 GUIDES = (
     "README.md",
@@ -23,9 +23,9 @@ CLIENTS = {"node": {"javascript"}, "go": {"go"}, "java": {"java", "xml"}}
 """Pages that test_clients.py reads, with their languages."""
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", READERS)
 def test_guides_work_as_printed(shell: str, tmp_path: Path) -> None:
-    terminal = Terminal(shell, tmp_path)
+    terminal = Terminal(shell, tmp_path, forks=shell == "bash")
     with terminal.appliance():
         for document in GUIDES:
             check_outputs(document, terminal)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.terminal import ROOT, SHELLS, Terminal
+from tests.e2e.terminal import READERS, ROOT, Terminal
 from tests.ports import free_ports
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", READERS)
 def test_an_sre_gets_a_monitored_service(shell: str, tmp_path: Path) -> None:
-    terminal = Terminal(shell, tmp_path)
+    terminal = Terminal(shell, tmp_path, forks=shell == "bash")
     shutil.copytree(ROOT / "config", tmp_path / "config")
     metrics, prometheus = free_ports()
     scraping = tmp_path / "config" / "prometheus" / "prometheus.yml"

@@ -106,7 +106,7 @@ def kill_starting(daemon: Daemon) -> None:
     kill(daemon)
 
 
-@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("times", [5, pytest.param(200, marks=pytest.mark.torture)])
 def test_what_was_answered_survives_kills(daemon: Daemon, times: int) -> None:
     answered: list[tuple[bytes, bytes]] = []
     repeated = 0

@@ -187,7 +187,7 @@ histories = given(st.lists(lives, min_size=1, max_size=4), st.integers(0, 1 << 3
 
 
 @histories
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_nothing_acknowledged_is_lost(folder: Path, lives: list[Life], seed: int) -> None:
     check_lives(folder, lives, seed)
 

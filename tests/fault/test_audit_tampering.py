@@ -339,7 +339,7 @@ changes = given(st.sampled_from(CHANGES), st.integers(0, 1 << 64))
 
 
 @changes
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_every_change_is_found(evidence: Evidence, change: Change, seed: int) -> None:
     check_change(evidence, change, seed)
 

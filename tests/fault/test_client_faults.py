@@ -18,6 +18,7 @@ from tests.daemon import RECORDS, SECONDS, Daemon, correct, kill_workers, until
 from tests.fault.test_audit_kill import kill, on_record
 from tests.fault.test_token import hide_token, show_token
 from tests.proxy import Proxy
+from tests.torture import long
 
 pytestmark = pytest.mark.usefixtures("two_workers")
 
@@ -101,6 +102,9 @@ def stream_by_tasks(files: Any, signed: Signed) -> None:
 
 Work = Callable[[Any, Signed], None]
 KINDS = [one_by_threads, one_by_tasks, stream_by_threads, stream_by_tasks]
+ONE_FIRST = [one_by_threads, stream_by_tasks, *long(one_by_tasks, stream_by_threads)]
+STREAM_FIRST = [one_by_tasks, stream_by_threads, *long(one_by_threads, stream_by_tasks)]
+"""All of them, of which `make test` has a single call and a stream, from threads and tasks."""
 
 
 class Program:
@@ -192,7 +196,7 @@ def test_a_broken_connection_loses_nothing_and_signs_nothing_twice(
     assert set(outcomes(daemon).values()) == {1}
 
 
-@pytest.mark.parametrize("work", KINDS)
+@pytest.mark.parametrize("work", ONE_FIRST)
 def test_a_killed_or_restarted_daemon_loses_nothing_that_was_answered(
     daemon: Daemon, work: Work
 ) -> None:
@@ -209,7 +213,7 @@ def test_a_killed_or_restarted_daemon_loses_nothing_that_was_answered(
     check(daemon, program.signed)
 
 
-@pytest.mark.parametrize("work", KINDS)
+@pytest.mark.parametrize("work", STREAM_FIRST)
 def test_killed_workers_and_an_absent_token_lose_nothing_that_was_answered(
     daemon: Daemon, work: Work
 ) -> None:

@@ -3,7 +3,6 @@
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from tests.daemon import Daemon, until
 from tests.fault.shim import Action, Shim
 from tests.integration.hsm_token import Record, SoftToken
 from tests.stand_ins import Recorder
+from tests.torture import long
 
 AMBIGUOUS = (0x005, 0x006, 0x030, 0x102, 0x80000001)
 """Codes that some HSMs return for a wrong PIN: general error, function failed, device error,
@@ -31,11 +31,6 @@ COUNT_LOW, FINAL_TRY, LOCKED, TO_BE_CHANGED, SO_LOCKED = (
     1 << 22,
 )
 """CKF_USER_PIN_COUNT_LOW and so on."""
-
-
-def long(*values: object) -> list[Any]:
-    """Values that only ``make torture`` has."""
-    return [pytest.param(value, marks=pytest.mark.torture) for value in values]
 
 
 @pytest.fixture(scope="module")

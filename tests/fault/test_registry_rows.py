@@ -18,6 +18,7 @@ from signer.client import SignerClientError
 from tests.daemon import Daemon, until
 from tests.integration.officers import Office
 from tests.integration.place import KEY, Place
+from tests.torture import long
 
 SECOND = "facilities/clinic/keys/second"
 OF_KEY = "key_id = (SELECT id FROM keys WHERE key = 'records')"
@@ -104,7 +105,7 @@ class Site:
         return not self.signs(SECOND) or not self.ready()
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["sqlite", *long("postgresql")])
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:

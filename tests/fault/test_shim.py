@@ -312,7 +312,7 @@ def test_the_index_answers_by_class_and_id_and_the_module_all_else(
         one.destroy("asked")
 
 
-@pytest.mark.parametrize("times", [40, pytest.param(400, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("times", [20, pytest.param(400, marks=pytest.mark.torture)])
 def test_searches_find_what_the_module_finds(token: SoftToken, times: int) -> None:
     """Random changes by three processes: after each, one of them searches in both ways."""
     chosen = random.Random(times)

@@ -36,23 +36,23 @@ def sign(office: Office, keys: list[str]) -> None:
             check(public, "JWS", b"{}", item.signature)
 
 
-def test_two_hundred_facilities_are_served_by_the_same_daemon(office: Office, made: Any) -> None:
-    names = [f"n-{number:03}" for number in range(200)]
+def test_sixty_facilities_are_served_by_the_same_daemon(office: Office, made: Any) -> None:
+    names = [f"n-{number:03}" for number in range(60)]
     csv = csv_of(names, ISSUER)
     process = made.process
     with Issuing(office, [A], items=5) as issuing:
         proposed = office.propose("enrol", csv)
         told = office.get(proposed.id)
-        assert "+ 200 facilities in the policy" in told.difference[0]
+        assert "+ 60 facilities in the policy" in told.difference[0]
         office.approve(proposed.id)
         progress = []
         while (told := office.get(proposed.id)).state in ("APPROVED", "EXECUTING"):
             progress.append(told.done)
             time.sleep(0.05)
         issuing.signing(A)
-    assert (told.state, told.done, told.total) == ("DONE", 200, 200), told.note
+    assert (told.state, told.done, told.total) == ("DONE", 60, 60), told.note
     assert all(one <= two for one, two in pairwise(progress))
-    assert any(0 < done < 200 for done in progress), "it tells how far it is"
+    assert any(0 < done < 60 for done in progress), "it tells how far it is"
     assert issuing.refusals() == {}
     sign(office, keys_of(names[::10]))
     assert made.process is process

@@ -88,7 +88,7 @@ def test_stopped_under_load(office: Office, made: Any, name: str) -> None:
     act, target, stopped, others = STOPS[name]
     form = {"group": "DIGEST"}.get(name, "JWS")
     with (
-        Issuing(office, stopped * 2, items=200) as issuing,
+        Issuing(office, stopped * 2, items=50) as issuing,
         Issuing(office, others, items=20, form=form) as going_on,
     ):
         for key in stopped:

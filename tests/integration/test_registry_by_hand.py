@@ -31,6 +31,7 @@ from tests.commands import signer
 from tests.daemon import Daemon, beside, until, verified
 from tests.integration.officers import Office
 from tests.integration.place import KEY, Place
+from tests.torture import long
 
 CLINIC, WARD = "facilities/clinic/keys", "facilities/ward/keys/records"
 STOPPED = ("suspended", "resumed", "compromised", "deactivated", "planned")
@@ -373,7 +374,7 @@ UNSEEN = (
 )
 
 
-@pytest.fixture(scope="module", params=["one", "two"])
+@pytest.fixture(scope="module", params=["two", *long("one")])
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:

@@ -15,6 +15,7 @@ from signer.errors import OperatorError
 from signer.model import KeyName
 from signer.tools.bench.c_loop import CLoop, cka_ids
 from tests.fault.shim import compiled
+from tests.torture import long
 
 SOURCE = Path(__file__).parent / "loop.c"
 RECORDS = KeyName("01-001", "records")
@@ -112,6 +113,7 @@ def test_the_bench_prints_one_object_a_case(appliance: Any, program: Path, tmp_p
             assert row[name] > 0, name
 
 
+@pytest.mark.torture
 def test_the_bench_compares_two_checkouts_that_are_busy(
     make_appliance: Any, program: Path, tmp_path: Path
 ) -> None:
@@ -159,7 +161,9 @@ GO_CLIENT = Path("build/load")
 
 
 @pytest.mark.skipif(not GO_CLIENT.exists(), reason="`make bench` builds the client in Go")
-@pytest.mark.parametrize("case", ["single-16", "jws", "hcert-single-16", "cose", "flood-bad"])
+@pytest.mark.parametrize(
+    "case", ["hcert-single-16", "flood-bad", *long("single-16", "jws", "cose")]
+)
 def test_the_client_in_go_measures_and_verifies(appliance: Any, program: Path, case: str) -> None:
     done = bench(appliance, program, "--load", GO_CLIENT, "--json", "--case", case)
     assert done.returncode in {0, 1}, done.stderr

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.audit.format.merkle import (
@@ -145,7 +145,6 @@ def test_every_size_continues_every_smaller_one() -> None:
                 assert not verify_consistency(old, size, ROOTS[old], WRONG, proof)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_proofs_of_larger_trees_hold_and_each_changed_hash_is_found(data: st.DataObject) -> None:
     size = data.draw(st.integers(131, len(LEAVES)))
@@ -166,7 +165,6 @@ def test_proofs_of_larger_trees_hold_and_each_changed_hash_is_found(data: st.Dat
     assert not verify_consistency(old, size, root(leaves[:old]), new_root, proof)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 700), st.integers(0, 300))
 def test_a_frontier_continues_from_its_list(kept: int, more: int) -> None:
     frontier = Frontier()

@@ -345,7 +345,7 @@ class Machine(RuleBasedStateMachine):
             assert self.results[item] == (0 if item in self.gone else 1)
 
 
-TestMachine = settings(max_examples=120, stateful_step_count=40, derandomize=True)(Machine).TestCase
+TestMachine = settings(stateful_step_count=40, derandomize=True)(Machine).TestCase
 
 
 @given(count=st.integers(0, 20), out=st.integers(0, 20), error=st.sampled_from([LOST, BAD]))

@@ -147,7 +147,7 @@ class EveryItemOnce(RuleBasedStateMachine):
 
 
 TestEveryItemOnce = EveryItemOnce.TestCase
-TestEveryItemOnce.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestEveryItemOnce.settings = settings(stateful_step_count=40)
 
 
 @given(

@@ -192,10 +192,7 @@ _steps = st.lists(
 )
 
 
-@settings(
-    max_examples=30,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(_steps)
 def test_what_is_new_since_an_index_makes_the_whole(
     registry: Registry, steps: list[tuple[int, KeyState, bool]]

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.audit.format.record import Column, RecordKind, Value
@@ -150,7 +150,6 @@ def test_a_history_by_the_rules_has_no_problem_wherever_it_is_cut() -> None:
         assert problems(history, place) == ()
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, len(whole().records) - 1), unique=True).map(sorted))
 def test_parts_say_together_what_the_whole_says(cuts: list[int]) -> None:
     assert problems(whole(), *cuts) == ()

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from signer.audit.format.checkpoint import Checkpoint
@@ -817,7 +817,6 @@ def random_history(steps: Iterable[tuple[str, list[int], int, int]]) -> History:
     return history
 
 
-@settings(deadline=None, max_examples=40)
 @given(STEPS, st.data())
 def test_random_histories_that_keep_to_the_rules_have_no_problem(
     steps: list[tuple[str, list[int], int, int]], data: st.DataObject
@@ -827,7 +826,6 @@ def test_random_histories_that_keep_to_the_rules_have_no_problem(
     check_cut(records, data.draw(st.integers(1, len(records))))
 
 
-@settings(deadline=None, max_examples=60)
 @given(STEPS, st.data())
 def test_random_histories_with_one_thing_changed_have_a_problem(
     steps: list[tuple[str, list[int], int, int]], data: st.DataObject

@@ -395,11 +395,11 @@ def run(folder: Path, template: Path, examples: int, steps: int, *, disk: bool =
 
 
 def test_officers_at_work(tmp_path: Path, template: Path) -> None:
-    run(tmp_path, template, 25, 50)
+    run(tmp_path, template, 12, 50)
 
 
 def test_officers_at_work_with_the_real_log(tmp_path: Path, template: Path) -> None:
-    run(tmp_path, template, 6, 30, disk=True)
+    run(tmp_path, template, 4, 30, disk=True)
 
 
 @pytest.mark.torture
