@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from signer.tools.dev import reserve_ports
-from tests.e2e.terminal import ROOT, Terminal, blocks, check_outputs
+from tests.e2e.terminal import INSTALLED, ROOT, Terminal, blocks, check_outputs
 
 DAY, NIGHT = "docs/officers-day.md", "docs/sre-night.md"
 _AS_ROOT = () if os.geteuid() == 0 else ("--user", "--map-root-user")
@@ -41,8 +42,9 @@ def test_a_day_of_an_officer(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not may_mount(), reason="nothing may be mounted here, also not in a namespace")
 def test_a_night_of_an_sre(tmp_path: Path) -> None:
-    terminal = Terminal("bash", tmp_path, forks=False)  # forks see no mount of the namespace
-    terminal.shell = [*ALONE, *terminal.shell]
+    terminal = Terminal("bash", tmp_path, forks=False)  # but of a server in the namespace
+    terminal.shell = [*ALONE, sys.executable, "-m", "tests.e2e.with_forks", *terminal.shell]
+    terminal.replaced |= {f"PATH={INSTALLED}": f"PATH=$FORKS:{INSTALLED}"}
     sudo = tmp_path / "stubs" / "sudo"
     sudo.write_text('#!/bin/sh\nexec "$@"\n')  # root in the namespace
     metrics, _ = reserve_ports()

@@ -79,7 +79,7 @@ class Machine(NamedTuple):
         while not true():
             assert time.monotonic() < end, f"not within {SECONDS:g} s: {what}"
             self.sign(key)
-            time.sleep(0.1)  # a call costs both sides more than a look
+            time.sleep(0.2)  # a call costs both sides more than a look
 
 
 # --- stories ----------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Machine(NamedTuple):
 def disk_story(machine: Machine, prometheus: Watching) -> None:
     """The disk of the audit log fills up, hangs, and fails."""
     fired = prometheus.fired
-    rooms = iter(range(ROOM, 0, -(1 << 28)))
+    rooms = iter(range(ROOM, 0, -(1 << 29)))
 
     def shrinks() -> bool:
         machine.order("free", next(rooms))

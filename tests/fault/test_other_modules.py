@@ -20,6 +20,7 @@ from tests.daemon import Daemon, until
 from tests.fault.daemon import Load, check_all
 from tests.fault.other_modules import OpenCryptoki, P11KitServer, RemoteToken
 from tests.integration.hsm_token import Record, all_correct, inputs_for, job, sign
+from tests.torture import long
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def pair(tmp_path: Path, shim_module: Path) -> Iterator[tuple[Daemon, list[P11Ki
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.torture)])
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("stopped", [True, *long(False)])
 def test_no_item_fails_while_one_of_two_hsms_is_off_the_network(
     pair: tuple[Daemon, list[P11KitServer]], times: int, *, stopped: bool
 ) -> None:

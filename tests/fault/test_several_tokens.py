@@ -19,6 +19,7 @@ from tests.daemon import Daemon, until
 from tests.fault.daemon import OTHERS, Load, check_all
 from tests.fault.shim import Action, Shim
 from tests.integration import edge
+from tests.torture import long
 
 FIRST, SECOND = "signer-dev", "signer-dev-2"
 
@@ -178,7 +179,7 @@ def test_an_absent_token_of_two_is_missed_by_no_caller(pair: Daemon) -> None:
     assert token_health(pair, SECOND) == "SERVING"
 
 
-@pytest.mark.parametrize("label", [FIRST, SECOND])
+@pytest.mark.parametrize("label", [SECOND, *long(FIRST)])
 @pytest.mark.parametrize("times", [1, pytest.param(30, marks=pytest.mark.torture)])
 def test_no_item_fails_while_one_of_two_tokens_goes_and_comes_back(
     pair: Daemon, label: str, times: int
@@ -211,7 +212,7 @@ DEFECTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("defect", ["hang", "wrong", *long("crash", "fail")])
 def test_a_token_in_another_module_that_goes_wrong_fails_no_item(
     pair: Daemon, shim_module: Path, shim: Shim, defect: str
 ) -> None:
