@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from signer.algorithms import PROPERTIES, RSA_BITS, Algorithm
 from signer.errors import OperatorError
 from signer.model import KeyVersion
+from signer.text import utc
 
 PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 MAX_CERTIFICATE_BYTES = 65_536
@@ -209,9 +210,10 @@ def check_certificate(certificate: x509.Certificate, version: KeyVersion, now: f
         problems.append("its public key is not this version's; ask for one with `signer keys csr`")
     moment = datetime.fromtimestamp(now, UTC)
     if moment < certificate.not_valid_before_utc:
-        problems.append(f"it is not valid before {certificate.not_valid_before_utc.isoformat()}")
+        begins = certificate.not_valid_before_utc.timestamp()
+        problems.append(f"it is not valid before {utc(begins)}")
     if moment > certificate.not_valid_after_utc:
-        problems.append(f"it expired on {certificate.not_valid_after_utc.isoformat()}")
+        problems.append(f"it expired on {utc(certificate.not_valid_after_utc.timestamp())}")
     problems += _extension_problems(certificate)
     if problems:
         raise OperatorError(
@@ -234,15 +236,17 @@ def public_key_pem(spki: bytes) -> str:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def describe_certificate(der: bytes) -> dict[str, str | list[str]]:
-    """Returns the parts of a certificate that commands print; times in ISO 8601 (UTC)."""
+def describe_certificate(
+    der: bytes, time: Callable[[datetime], str | None] = datetime.isoformat
+) -> dict[str, str | list[str] | None]:
+    """Returns the parts of a certificate that commands print, its times as ``time`` writes them."""
     certificate = x509.load_der_x509_certificate(der)
     return {
         "subject": certificate.subject.rfc4514_string(),
         "issuer": certificate.issuer.rfc4514_string(),
         "serial": f"{certificate.serial_number:x}",
-        "not_before": certificate.not_valid_before_utc.isoformat(),
-        "not_after": certificate.not_valid_after_utc.isoformat(),
+        "not_before": time(certificate.not_valid_before_utc),
+        "not_after": time(certificate.not_valid_after_utc),
         "extended_key_usages": list(extended_key_usages(certificate)),
         "sha256": fingerprint(der),
         "pem": certificate.public_bytes(Encoding.PEM).decode(),

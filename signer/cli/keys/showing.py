@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +10,7 @@ import click
 from cryptography import x509
 
 from signer.cli.connection import client_options
-from signer.cli.operations.arguments import FACILITY, KEY_OR_VERSION, iso
+from signer.cli.operations.arguments import FACILITY, KEY_OR_VERSION, iso, utc
 from signer.cli.options import json_option
 from signer.cli.output import output, print_json, say
 from signer.client import KeyVersion, SignerClient, WrappingKey
@@ -124,7 +124,7 @@ def show(*, client: SignerClient, target: str, pem: bool, as_json: bool) -> None
     elif as_json:
         print_json(version_value(version))
     else:
-        say("\n".join(_lines(version_value(version))))
+        say("\n".join(_lines(version_value(version, utc))))
 
 
 @click.command(short_help="Prints the certification request of a version.")
@@ -205,8 +205,10 @@ def wrapping_keys(*, client: SignerClient) -> list[WrappingKey]:
     return client.list_wrapping_keys()
 
 
-def version_value(version: KeyVersion) -> dict[str, Any]:
-    """Returns what `--json` shows of a version: texts, times in ISO 8601 (UTC)."""
+def version_value(
+    version: KeyVersion, time: Callable[[datetime | None], str | None] = iso
+) -> dict[str, Any]:
+    """Returns what is shown of a version, with its times as ``time`` writes them."""
     return {
         "name": version.name,
         "algorithm": version.algorithm,
@@ -218,16 +220,16 @@ def version_value(version: KeyVersion) -> dict[str, Any]:
         "wrapping": version.wrapping and version.wrapping._asdict(),
         "signatures_used": version.signatures_used,
         "lifetime_signatures": version.lifetime_signatures or None,
-        "created": iso(version.created),
-        "activate_at": iso(version.activate_at),
-        "sign_until": iso(version.sign_until),
-        "deactivate_at": iso(version.deactivate_at),
-        "destroy_at": iso(version.destroy_at),
+        "created": time(version.created),
+        "activate_at": time(version.activate_at),
+        "sign_until": time(version.sign_until),
+        "deactivate_at": time(version.deactivate_at),
+        "destroy_at": time(version.destroy_at),
         "kid": version.kid.hex(),
         "thumbprint": version.jwk_thumbprint,
         "public_key_sha256": fingerprint(version.public_key),
         "public_key": public_key_pem(version.public_key),
-        "certificate": version.certificate and describe_certificate(version.certificate),
+        "certificate": version.certificate and describe_certificate(version.certificate, time),
         "certification_request": version.certification_request or None,
     }
 

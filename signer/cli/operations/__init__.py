@@ -282,7 +282,7 @@ def _print_officers(answer: Officers) -> None:
     say(f"log origin: {answer.origin}")
     members = ("serial", "issuer", "not_after")
     rows = (
-        (principal, *map(describe_certificate(certificate).__getitem__, members))
+        (principal, *map(describe_certificate(certificate, utc).__getitem__, members))
         for principal, certificate in answer.officers
     )
     print_table(("officer", "certificate", "issuer", "valid until"), rows)

@@ -23,6 +23,7 @@ from signer.key_index import KeyIndex
 from signer.model import KeyName, KeyState
 from signer.officers.kinds.rotation import plan_of
 from signer.officers.rotation_plan import Step, plan_text
+from signer.text import utc
 from tests.stand_ins import key_version
 from tests.unit.cli.operations_played import NOW, certify, der, of_key, version
 
@@ -446,6 +447,17 @@ def test_a_list_shows_what_does_not_sign_and_when_each_ends(
         lines = list(version_lines(registry.versions, datetime.now(UTC), columns))
         assert all(len(line) <= columns for line in lines)
     assert lines == done.out.splitlines()
+
+
+def test_show_has_the_times_of_other_commands(run: Any, registry: Any, people: Any) -> None:
+    certificate = der(certify(RSA_KEY, "CN=k"))
+    registry.versions[1] = registry.versions[1]._replace(certificate=certificate)
+    shown = run("keys", "show", KEY, "--client", people.a.client).out
+    assert f"{'sign until':<20} {utc(registry.versions[1].sign_until.timestamp())}\n" in shown
+    assert f"{'destroy at':<20} -\n" in shown
+    ends = x509.load_der_x509_certificate(certificate).not_valid_after_utc
+    assert f"  {'not after':<20} {utc(ends.timestamp())}\n" in shown
+    assert "+00:00" not in shown
 
 
 def test_list_show_and_csr(run: Any, registry: Any, people: Any) -> None:
