@@ -69,7 +69,8 @@ class _Judged(NamedTuple):
     "--at",
     metavar="TIME",
     type=TIME,
-    help="Judge the message as at this time instead of now, as in 2022-01-31T00:00:00Z.",
+    help="Judge the message as at this time instead of now, as in 2022-01-31T00:00:00Z, or +7d"
+    " from now.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
 @click.argument(

@@ -97,7 +97,10 @@ _add(
     token_option,
     click.option("--activate", is_flag=True, help="It signs as soon as it is created."),
     click.option(
-        "--sign-until", type=TIME, default=0, help="With --activate: how long it may sign."
+        "--sign-until",
+        type=TIME,
+        default=0,
+        help="With --activate: how long it may sign; +180d is from now.",
     ),
     _subject_option,
 )
@@ -180,7 +183,7 @@ _add(
     _version_argument,
     _at_option,
     click.option(
-        "--sign-until", type=TIME, default=0, help="How long it may sign; without: no end."
+        "--sign-until", type=TIME, default=0, help="How long it may sign, as --at; without: no end."
     ),
 )
 _add(
