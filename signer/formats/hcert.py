@@ -27,6 +27,7 @@ from signer.formats.payloads import (
     signature_length,
     unreadable,
 )
+from signer.text import duration
 
 PREFIX = b"HC1:"
 QR_CHARACTERS: Mapping[str, int] = {"L": 4296, "M": 3391, "Q": 2420, "H": 1852}
@@ -144,8 +145,8 @@ class _Writer:
         if expires <= now:
             raise unreadable("exp is over already", member="exp")
         if hcert is not None and expires > now + hcert.validity:
-            days = hcert.validity // 86_400
-            text = f"exp is later than {days} days from now (hcert.validity_days of the policy)"
+            most = duration(hcert.validity)
+            text = f"exp is later than {most} from now (hcert.validity_days of the policy)"
             raise unreadable(text, member="exp")
 
     def _check_text(self, to_sign: bytes) -> None:

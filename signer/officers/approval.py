@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from signer.errors import CallError, OperatorError, Reason
-from signer.text import utc
+from signer.text import count, utc
 
 FIRST_LINE = "signer.v1 approval"
 DEPLOYMENT = "deployment "  # begins the line with the deployment's id
@@ -293,8 +293,8 @@ def check_needed(proposal: Proposal, needed: Mapping[str, int]) -> None:
     least = needed.get(proposal.kind, FEWEST_OFFICERS)
     if proposal.officers < least:
         raise ApprovalError(
-            f"operation {proposal.id} asks for {proposal.officers} officers, and {proposal.kind}"
-            f" needs {least} here: propose it again"
+            f"operation {proposal.id} asks for {count(proposal.officers, 'officer')}, and"
+            f" {proposal.kind} needs {least} here: propose it again"
         )
 
 

@@ -37,6 +37,7 @@ from signer.officers.kinds.clock_confirmation import KIND as CLOCK
 from signer.officers.kinds.operation_context import OperationContext, OperationError
 from signer.officers.records import ActRecord, check_reason
 from signer.officers.store import OperationState, OperationStore, StoredOperation
+from signer.text import count
 
 MOST_ALIKE = 200  # of the newest proposals are compared with a new one
 MOST_PROBLEMS = 200  # in one answer: one for each line of a long CSV would not fit
@@ -260,8 +261,8 @@ class Proposals:
         needed = context.needed[proposal.kind]
         if proposal.officers != needed:
             raise ApprovalError(
-                f"it asks for {proposal.officers} officers, {proposal.kind} needs {needed} here:"
-                " prepare it again"
+                f"it asks for {count(proposal.officers, 'officer')}, {proposal.kind} needs {needed}"
+                " here: prepare it again"
             )
 
     def _check_clock(self, kind: str) -> None:

@@ -6,7 +6,7 @@ from signer.model import KeyVersion
 from signer.policy.lifetime import LifetimeRefusal, VersionCharge
 from signer.policy.rules import Terms
 from signer.policy.usage import QuotaRefusal, Usage
-from signer.text import utc
+from signer.text import count, utc
 
 
 class Charging:
@@ -54,8 +54,9 @@ def _exhausted(
         "left": str(left),
     }
     text = (
-        f"{version.name} may make {refusal.limit} signatures in its lifetime, and {left} are left"
-        f" for {items} items: nothing was signed; have officers rotate the key"
+        f"{version.name} may make {count(refusal.limit, 'signature')} in its lifetime, and"
+        f" {count(left, 'is', 'are')} left for {count(items, 'item')}: nothing was signed; have"
+        " officers rotate the key"
         " (`signer keys rotate`)"
     )
     return CallError(Reason.KEY_VERSION_EXHAUSTED, text, metadata)
@@ -64,7 +65,7 @@ def _exhausted(
 def _over_quota(terms: Terms, items: int, refusal: QuotaRefusal, now: float) -> CallError:
     quota = refusal.quota
     if refusal.retry_after is None:
-        return invalid("payloads", f"has {items} items, the quota is {quota}: split it")
+        return invalid("payloads", f"has {count(items, 'item')}, the quota is {quota}: split it")
     used, resets = refusal.used, utc(round(now + refusal.retry_after))
     left = max(0, quota.limit - used)
     metadata = {
@@ -76,7 +77,7 @@ def _over_quota(terms: Terms, items: int, refusal: QuotaRefusal, now: float) -> 
         "resets": resets,
     }
     text = (
-        f"the quota of {quota} has no room for {items} more: {used} are used and {left} left"
-        f" until {resets}; nothing was signed"
+        f"the quota of {quota} has no room for {items} more: {count(used, 'is', 'are')} used and"
+        f" {left} left until {resets}; nothing was signed"
     )
     return CallError(Reason.QUOTA_EXCEEDED, text, metadata, retry_after=refusal.retry_after)

@@ -18,6 +18,7 @@ from signer.hsm.mechanisms import Verifier
 from signer.model import Format, KeyState
 from signer.policy.rules import Policy, Terms
 from signer.signing.request import BatchRequest, Snapshot
+from signer.text import count
 
 KNOWN = 16_384
 """The newest signatures, and about as many before them, are known; each takes about 150 bytes."""
@@ -49,7 +50,8 @@ class Cosigners:
         if given != wanted:
             raise invalid(
                 "cosignatures",
-                f"has {given} items for {wanted} payloads: {demanded.rule} demands one for each",
+                f"has {count(given, 'item')} for {count(wanted, 'payload')}: {demanded.rule}"
+                " demands one for each",
             )
         return Cosigned(demanded, request.cosignatures, self._finder(snapshot, demanded, now))
 

@@ -35,6 +35,7 @@ from signer.signing.lots import Call, Lot, Lots
 from signer.signing.messages import HsmInputs, Messages
 from signer.signing.repeat import Repeats
 from signer.signing.request import BatchRequest, BatchResult, Served, Snapshot
+from signer.text import count
 
 FAILURE_BYTES = 400  # the most that one failed item adds to an answer
 _PLACEHOLDER = Failure(Reason.INTERNAL, "nothing to sign")  # for a job without items
@@ -389,7 +390,8 @@ def _check_size(request: BatchRequest, terms: Terms) -> None:
         raise invalid("payloads", "is empty: send at least one item")
     if items > terms.max_batch_items:
         raise invalid(
-            "payloads", f"has {items} items, the limit here is {terms.max_batch_items}: split it"
+            "payloads",
+            f"has {count(items, 'item')}, the limit here is {terms.max_batch_items}: split it",
         )
 
 

@@ -19,6 +19,7 @@ from signer.model import Format, KeyName, parse_key_or_version
 from signer.policy.decide import Decision, decide
 from signer.policy.recount import LifetimeRecount, Recount
 from signer.policy.rules import Policy, Terms
+from signer.text import count
 
 LATE_SECONDS = 300  # after its decision an intent is recorded, at the latest
 EARLY_SECONDS = 5  # before its decision it is not recorded, but for the differences of clocks
@@ -97,16 +98,19 @@ class DecidedPart:
         if self._lifetimes.exceeded(
             key, number, items, limit=limit, recorded=record.time_us / 1_000_000
         ):
-            problem = f"its {items} items exceed the lifetime of {limit} signatures of its version"
+            exceeding = count(items, "item exceeds", "items exceed")
+            lifetime = count(limit or 0, "signature")
+            problem = f"its {exceeding} the lifetime of {lifetime} of its version"
             self._report(record.seq, f"{problem} ({terms.rule('lifetime_signatures')})")
 
     def _broken(self, record: Record, intent: IntentRecord, terms: Terms) -> list[str]:
         """Returns the terms that an intent does not keep to."""
         problems = []
-        count = record.column.count if record.column else 0
-        asked = max(intent.asked, count)
+        listed = record.column.count if record.column else 0
+        asked = max(intent.asked, listed)
         if asked > terms.max_batch_items:
-            problems.append(f"it has {asked} items, and its policy allows {terms.max_batch_items}")
+            allowed = f"its policy allows {terms.max_batch_items}"
+            problems.append(f"it has {count(asked, 'item')}, and {allowed}")
         named, given = (intent.facility, intent.group), (terms.facility, terms.group or "")
         if named != given:
             problems.append(f"it is charged to {named} and belongs to {given}")
@@ -114,7 +118,8 @@ class DecidedPart:
             problems.append(f"it issues certificates as {intent.hcert}, not as {terms.hcert}")
         items, recorded = charged(record), record.time_us / 1_000_000
         problems += [
-            f"its {items} items exceed the quota of {quota} of facility {terms.facility}"
+            f"its {count(items, 'item exceeds', 'items exceed')} the quota of {quota}"
+            f" of facility {terms.facility}"
             for quota in terms.quotas
             if self._recount.exceeded(
                 terms.facility, quota, items, now=intent.now, recorded=recorded

@@ -22,6 +22,7 @@ from signer.audit.format.segments import (
     open_segment,
 )
 from signer.audit.read.reader import Index
+from signer.text import count
 
 OnRecord = Callable[[Record], None]
 
@@ -103,7 +104,8 @@ class Replay:
         largest = max(self._awaited, default=0)
         if largest > self.tip.size and not end_elsewhere:
             self.contradictions.append(
-                f"the log ends after {self.tip.size} records, but a checkpoint covers {largest}"
+                f"the log ends after {count(self.tip.size, 'record')}, but a checkpoint covers"
+                f" {largest}"
             )
         if self.first and self.covered <= self.first:
             self.contradictions.append(
@@ -163,7 +165,7 @@ class Replay:
             self.covered = tip.size
         elif roots:
             self.contradictions.append(
-                f"a checkpoint of {tip.size} records has another root than the log"
+                f"a checkpoint of {count(tip.size, 'record')} has another root than the log"
             )
 
 
@@ -173,7 +175,8 @@ def forks(checkpoints: Sequence[Checkpoint]) -> list[str]:
     for checkpoint in checkpoints:
         roots.setdefault(checkpoint.size, set()).add(checkpoint.root)
     return [
-        f"two checkpoints of {size} records have different roots: the audit key has signed two logs"
+        f"two checkpoints of {count(size, 'record')} have different roots: the audit key has signed"
+        " two logs"
         for size, different in sorted(roots.items())
         if len(different) > 1
     ]

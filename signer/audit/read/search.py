@@ -24,6 +24,7 @@ from signer.audit.format.record import (
 )
 from signer.audit.read.reader import Reader
 from signer.audit.read.subtrees import Subtrees
+from signer.text import count
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FAILED = {RecordKind.INTENT: {"failed"}, RecordKind.OUTCOME: {"failures"}}
@@ -89,7 +90,7 @@ def prove_item(reader: Reader, match: Match, checkpoint: Checkpoint, note: str) 
         )
     if match.outcome >= checkpoint.size:
         raise SearchError(
-            f"the checkpoint covers {checkpoint.size} records and the outcome is record "
+            f"the checkpoint covers {count(checkpoint.size, 'record')} and the outcome is record "
             f"{match.outcome}: use a newer checkpoint"
         )
     try:

@@ -14,6 +14,7 @@ from signer.cli.output import print_json, say
 from signer.client import SignerClient
 from signer.errors import OperatorError
 from signer.files import replace_file
+from signer.text import count
 
 
 @click.command()
@@ -72,10 +73,12 @@ def checkpoint(
         before = previous.size if previous else None
         print_json({**values, "previous_size": before, "note": note})
         return
-    say(f"the log {newest.origin} has {newest.size} records; the audit key has signed that")
+    say(
+        f"the log {newest.origin} has {count(newest.size, 'record')}; the audit key has signed that"
+    )
     say(f"root {newest.root.hex()}")
     if previous is not None:
-        say(f"it has only grown since the checkpoint of {previous.size} records")
+        say(f"it has only grown since the checkpoint of {count(previous.size, 'record')}")
 
 
 def _verified(note: str, origin: str, spki: bytes, what: str) -> Checkpoint:
@@ -98,15 +101,15 @@ def _refuse_other_log(
     """Raises OperatorError unless the daemon proves that its log begins with the previous one."""
     if newest.size < previous.size:
         raise OperatorError(
-            f"the log has {newest.size} records and had {previous.size} before: records are "
-            f"missing. Keep both checkpoints; this is the daemon's:\n{note}"
+            f"the log has {count(newest.size, 'record')} and had {previous.size} before: records"
+            f" are missing. Keep both checkpoints; this is the daemon's:\n{note}"
         )
     sizes = previous.size, newest.size
     # After a start the tree of a log with many million records is computed in several calls.
     proof = client.consistency_proof(*sizes, timeout=600.0)
     if not verify_consistency(*sizes, previous.root, newest.root, proof):
         raise OperatorError(
-            f"the daemon does not prove that its log of {newest.size} records begins with the "
-            f"previous {previous.size}: records were changed, or this is another log. Keep "
+            f"the daemon does not prove that its log of {count(newest.size, 'record')} begins with"
+            f" the previous {previous.size}: records were changed, or this is another log. Keep "
             f"both checkpoints; this is the daemon's:\n{note}"
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from signer import text
 from signer.algorithms import PROPERTIES
 from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
@@ -374,7 +375,7 @@ class Pool:
             return
         raise CallError(
             Reason.OVERLOADED,
-            f"{waiting} items wait already: try again a little later",
+            f"{text.count(waiting, 'item waits', 'items wait')} already: try again a little later",
             {"limit": "queued_items"},
             retry_after=max(self.ahead() * over / waiting, _SHORTEST_HINT),
         )
@@ -431,6 +432,6 @@ def too_late(remaining: int, count: int) -> CallError:
     """Returns the error of a call of which so many items were not signed in time."""
     return CallError(
         Reason.DEADLINE_TOO_SHORT,
-        f"{remaining} of {count} items were not signed within the deadline: send smaller "
-        "batches or allow more time",
+        f"{remaining} of {text.count(count, 'item')} {'was' if remaining == 1 else 'were'} not"
+        " signed within the deadline: send smaller batches or allow more time",
     )

@@ -24,6 +24,7 @@ from signer.officers.kinds.operation_context import (
     basis_problems,
     utc,
 )
+from signer.text import duration
 from signer.x509 import certified, extended_key_usages, is_authority, read_certificate
 
 MAX_CHAIN = 5
@@ -247,15 +248,14 @@ def activation_problems(
         problems.append(f"{version.name}: its certificate is not valid yet at the activation")
     latest = ends - terms.hcert.validity
     if latest <= max(at, context.now):
-        days = terms.hcert.validity // 86_400
         problems.append(
             f"{version.name}: its certificate ends too early, on {utc(ends)}: what the key signs is"
-            f" valid for {days} days, so the certificate must last longer than until"
-            f" {utc(max(at, context.now) + terms.hcert.validity)}"
+            f" valid for {duration(terms.hcert.validity)}, so the certificate must last longer than"
+            f" until {utc(max(at, context.now) + terms.hcert.validity)}"
         )
     elif sign_until is None or sign_until > latest:
         problems.append(
-            f"{version.name}: what it signs is valid for {terms.hcert.validity // 86_400} days and "
+            f"{version.name}: what it signs is valid for {duration(terms.hcert.validity)} and "
             f"must not outlive its certificate: sign_until is at most {utc(latest)}"
         )
     return problems

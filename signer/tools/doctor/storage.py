@@ -76,8 +76,8 @@ def examine_registry(url: str, *, begun: bool) -> tuple[Finding, RegistryState |
     if not state.officers:
         seen = "it contains no officers, so no key can be created"
         return warning("registry", seen, _INIT), state
-    keys = f"{len(state.keys)} key versions" if len(state.keys) else "no keys yet"
-    seen = f"schema {schema}, {len(state.officers)} officers, {keys}"
+    keys = count(len(state.keys), "key version") if len(state.keys) else "no keys yet"
+    seen = f"schema {schema}, {count(len(state.officers), 'officer')}, {keys}"
     return ok("registry", seen), state
 
 

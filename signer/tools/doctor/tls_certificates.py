@@ -12,6 +12,7 @@ from signer.api.tls import read_content
 from signer.config.client_file import load_client
 from signer.config.models import TlsConfig
 from signer.errors import ConfigError, Violation
+from signer.text import count
 from signer.tools.doctor.finding import Finding, ok, refused, warning, wrong
 from signer.x509 import is_authority
 
@@ -92,7 +93,7 @@ def judge_dates(check: str, certificates: Sequence[x509.Certificate], now: float
         )
     if ends <= at:
         return wrong(check, f"ended on {until}", remedy)
-    left = (ends - at).days
+    left = count((ends - at).days, "day")
     if ends - at < SOON:
-        return warning(check, f"ends on {until}, in {left} days", remedy)
-    return ok(check, f"valid until {until}, {left} days")
+        return warning(check, f"ends on {until}, in {left}", remedy)
+    return ok(check, f"valid until {until}, {left}")

@@ -131,7 +131,7 @@ def test_quotas_are_counted_anew_over_all_parts(log: Path) -> None:
     within = [record(0, 10), record(1, 2)]
     assert decided(log, within).problems == []
     [problem] = decided(log, [*within, record(2, 1)]).problems
-    assert "its 1 items exceed the quota of 12 per minute of facility 01-001" in problem
+    assert "its 1 item exceeds the quota of 12 per minute of facility 01-001" in problem
     ledger = Ledger()
     for each in within:
         ledger.apply(each)
@@ -150,7 +150,7 @@ def test_lifetimes_are_counted_anew_over_all_parts(log: Path) -> None:
     assert decided(log, within).problems == []
     [problem] = decided(log, [*within, record(2, 1, **FEW)]).problems
     assert problem == (
-        "record 2: its 1 items exceed the lifetime of 12 signatures of its version"
+        "record 2: its 1 item exceeds the lifetime of 12 signatures of its version"
         " (profiles.few.lifetime_signatures)"
     )
     ledger = Ledger()
