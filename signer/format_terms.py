@@ -23,6 +23,20 @@ class HcertClaim(enum.StrEnum):
     DVC = "DVC"
 
 
+def link_host(text: str) -> str:
+    """Returns a host with its port in the form in which hosts of links are compared.
+
+    That is lower case, without the dot of the DNS root, without 443, the port of https. Of a port
+    that does not exist it is "".
+    """
+    host, _, port = text.lower().partition(":")
+    number = int(port or 443)
+    if not 0 < number < 65_536:
+        return ""
+    host = host.removesuffix(".")
+    return host if number == 443 else f"{host}:{number}"
+
+
 class PayloadFault(NamedTuple):
     """What of a payload breaks its schema: the dotted path of a member, and what is wrong."""
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from signer import cbor
-from signer.format_terms import ContentRules, HcertClaim
+from signer.format_terms import ContentRules, HcertClaim, link_host
 from signer.formats import dcc
 from signer.formats.payloads import cbor_map, denied, json_object, unreadable
 
@@ -24,8 +24,9 @@ LINK = b"vhlink:/"
 MOST_LABEL = 80  # characters: SMART Health Links, payload
 _NOT_A_LINK = "payload should be vhlink:/ and a JSON object in Base64url without padding"
 _BASE64URL = re.compile(rb"[A-Za-z0-9_-]+")
-_KEY = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 bytes
-_URL = re.compile(r"https://([A-Za-z0-9.-]+(?::[0-9]{1,5})?)/[!-~]*")
+_ONE_FORM = "payload should have 0 in the spare bits of its last character in Base64url"
+_KEY = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")  # 32 bytes; two bits of 258 are spare
+_URL = re.compile(r"https://((?:[A-Za-z0-9-]+\.)*[A-Za-z0-9-]+\.?(?::[0-9]{1,5})?)/[!-~]*")
 
 
 class Subject(NamedTuple):
@@ -76,6 +77,8 @@ def read_link(text: bytes) -> dict[str, Any]:
         content = base64.urlsafe_b64decode(packed + b"=" * (-len(packed) % 4))
     except binascii.Error:
         raise unreadable(_NOT_A_LINK) from None
+    if base64.urlsafe_b64encode(content).rstrip(b"=") != packed:
+        raise unreadable(_ONE_FORM)
     link = json_object(content)
     for name, fits, text_of_fault in _LINK_MEMBERS:
         if not fits(link.get(name)):
@@ -84,9 +87,14 @@ def read_link(text: bytes) -> dict[str, Any]:
 
 
 def host_of(link: Mapping[str, Any]) -> str:
-    """Returns the host of a link's URL in lower case, with its port if it names one."""
+    """Returns the host of a link's URL in the form in which hosts are compared."""
     match = _URL.fullmatch(link["url"])
-    return match[1].lower() if match else ""
+    return link_host(match[1]) if match else ""
+
+
+def _is_url(value: object) -> bool:
+    match = _URL.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and bool(link_host(match[1]))
 
 
 def _no_object(_payload: bytes, rules: ContentRules) -> Subject:
@@ -133,7 +141,7 @@ def _is_flag(value: object) -> bool:
 
 _FLAGS = frozenset({"", "L", "P", "U", "LP", "LU"})  # U excludes P
 _LINK_MEMBERS = (
-    ("url", lambda v: isinstance(v, str) and _URL.fullmatch(v), "should be an https URL"),
+    ("url", _is_url, "should be an https URL"),
     ("key", lambda v: isinstance(v, str) and _KEY.fullmatch(v), "should be 32 bytes in Base64url"),
     ("exp", lambda v: type(v) is int and v > 0, "should be a time in whole seconds since 1970"),
     ("flag", _is_flag, "should be some of the letters L, P and U, in this order; not P with U"),

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
+from signer.format_terms import link_host
 from signer.model import is_principal
 from signer.policy.windows import DAY_SECONDS, DAYS
 
@@ -103,9 +104,9 @@ def hosts(value: object) -> frozenset[str]:
     """Reads hosts of links, in lower case, each with its port if that is not 443."""
     listed = names(value)
     for text in sorted(listed):
-        if not _HOST.fullmatch(text):
+        if not (_HOST.fullmatch(text) and link_host(text)):
             raise ValueError(f"{text} should be a host in lower case, as in records.example.vn")
-    return listed
+    return frozenset(map(link_host, listed))
 
 
 def certificate_types(value: object) -> frozenset[str]:

@@ -16,6 +16,7 @@ from signer.client.verification import TrustedKeys, VerificationError
 from signer.errors import Failure, Reason
 from signer.format_terms import ContentRules, FormatContext, Handles, HcertClaim
 from signer.formats import FORMATS, base45, hcert
+from signer.formats.hcert_claims import host_of
 from signer.formats.revocation import handle, handles_of_signed
 from signer.model import Format
 from signer.policy.json_schema import read_schema
@@ -118,7 +119,12 @@ def test_a_link_is_claim_5_and_the_certificate_ends_with_it(
         ({"url": "https://records.example.vn/x y"}, "url", "should be an https URL"),
         ({"url": "https://evil.example\\@records.example.vn/"}, "url", "should be an https URL"),
         ({"url": ...}, "url", "should be an https URL"),
+        ({"url": "https://records.example.vn:99999/x"}, "url", "should be an https URL"),
+        ({"url": "https://records.example.vn:0/x"}, "url", "should be an https URL"),
+        ({"url": "https://records.example.vn../x"}, "url", "should be an https URL"),
+        ({"url": "https://./x"}, "url", "should be an https URL"),
         ({"key": "short"}, "key", "should be 32 bytes"),
+        ({"key": f"{LINK['key'][:-1]}R"}, "key", "should be 32 bytes"),
         ({"key": 7}, "key", "should be 32 bytes"),
         ({"exp": ...}, "exp", "should be a time in whole seconds"),
         ({"exp": 1.5}, "exp", "should be a time in whole seconds"),
@@ -143,7 +149,14 @@ def test_a_link_that_no_reader_could_follow_is_refused_by_its_member(
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "records.example.vn.evil.example", "records.example.vn:8443", "example.vn"],
+    [
+        "evil.example",
+        "records.example.vn.evil.example",
+        "records.example.vn:8443",
+        "records.example.vn:4430",
+        "records.example.vn.:8443",
+        "example.vn",
+    ],
 )
 def test_a_link_to_another_host_is_denied(linking: FormatContext, host: str) -> None:
     failure = refused(linking, link(url=f"https://{host}/x"))
@@ -152,10 +165,34 @@ def test_a_link_to_another_host_is_denied(linking: FormatContext, host: str) -> 
     assert host not in failure.message
 
 
-def test_hosts_are_compared_without_regard_to_capitals(
-    keys: Mapping[Algorithm, SoftKey], linking: FormatContext
+@pytest.mark.parametrize(
+    "host",
+    [
+        "Records.Example.VN",
+        "records.example.vn:443",
+        "records.example.vn:0443",
+        "Records.example.vn.",
+    ],
+)
+def test_an_equal_host_in_another_form_is_allowed(
+    keys: Mapping[Algorithm, SoftKey], linking: FormatContext, host: str
 ) -> None:
-    assert signed(keys, linking, link(url="https://Records.Example.VN/x"))
+    text = signed(keys, linking, link(url=f"https://{host}/x"))
+    claims = trusted(keys).verify(text, NOW).claims
+    assert claims is not None
+    assert host_of(claims.content) == "records.example.vn"
+
+
+def test_a_link_has_one_text_in_base64url(linking: FormatContext) -> None:
+    """Spare bits of the last character that are not 0: some readers refuse it, others do not."""
+    texts = (link(label="x" * length) for length in range(4))
+    payload = next(text for text in texts if len(text.removeprefix(b"vhlink:/")) % 4 == 2)
+    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    other = payload[:-1] + digits[digits.index(payload[-1:]) | 1 :][:1]
+    assert other != payload
+    failure = refused(linking, other)
+    assert failure.reason is Reason.PAYLOAD_INVALID
+    assert "in Base64url" in failure.message
 
 
 @pytest.mark.parametrize(
