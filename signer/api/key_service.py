@@ -141,6 +141,7 @@ class KeyService(keys_pb2_grpc.KeyServiceServicer):
         if terms is not None:
             allowed = [f"FORMAT_{each.name}" for each in Format if each in terms.formats]
             key.MergeFrom(keys_pb2.Key(formats=allowed, max_batch_items=terms.max_batch_items))
+            key.needs_cosignatures = terms.cosigning is not None
             left = self._usage.remaining(terms.facility, terms.quotas, now)
             for quota, remaining in zip(terms.quotas, left, strict=True):
                 key.quotas.add(

@@ -118,7 +118,8 @@ class Key(NamedTuple):
     """A key and what this caller may do with it.
 
     ``formats`` is empty and ``max_batch_items`` 0 for readers who may not sign;
-    ``primary`` is None if no version is active.
+    ``primary`` is None if no version is active. ``needs_cosignatures``: it signs HCERT only beside
+    a signed record for each payload.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Key(NamedTuple):
     formats: tuple[str, ...]
     max_batch_items: int
     quotas: tuple[Quota, ...]
+    needs_cosignatures: bool = False
 
     @property
     def most_items(self) -> int:

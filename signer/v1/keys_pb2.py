@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from signer.v1 import signing_pb2 as signer_dot_v1_dot_signing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14signer/v1/keys.proto\x12\tsigner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17signer/v1/signing.proto\"\xa4\x05\n\nKeyVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\talgorithm\x18\x02 \x01(\x0e\x32\x14.signer.v1.Algorithm\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.signer.v1.KeyState\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\x0c\x12\x0b\n\x03kid\x18\x06 \x01(\x0c\x12\x16\n\x0ejwk_thumbprint\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\ractivate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fsign_until_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x64\x65\x61\x63tivate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x64\x65stroy_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x63\x65rtification_request\x18\r \x01(\t\x12\r\n\x05token\x18\x0e \x01(\t\x12\x0f\n\x07primary\x18\x0f \x01(\x08\x12\x13\n\x0b\x63ompromised\x18\x10 \x01(\x08\x12(\n\nplacements\x18\x11 \x03(\x0b\x32\x14.signer.v1.Placement\x12\x12\n\nsuspension\x18\x12 \x01(\t\x12%\n\x08wrapping\x18\x13 \x01(\x0b\x32\x13.signer.v1.Wrapping\x12\x17\n\x0fsignatures_used\x18\x14 \x01(\x03\x12\x1b\n\x13lifetime_signatures\x18\x15 \x01(\x03\"3\n\x08Wrapping\x12\x14\n\x0cwrapping_key\x18\x01 \x01(\t\x12\x11\n\tmechanism\x18\x02 \x01(\t\"\xa6\x01\n\x0bWrappingKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ka_id\x18\x02 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06tokens\x18\x04 \x03(\t\x12\x11\n\tnewest_on\x18\x05 \x03(\t\x12\x11\n\tdestroyed\x18\x06 \x01(\x08\x12\x14\n\x0ckey_versions\x18\x07 \x01(\x05\"*\n\tPlacement\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06\x63ka_id\x18\x02 \x01(\x0c\"A\n\x05Quota\x12\r\n\x05limit\x18\x01 \x01(\x03\x12\x16\n\x0ewindow_seconds\x18\x02 \x01(\x03\x12\x11\n\tremaining\x18\x03 \x01(\x03\"\xc3\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\talgorithm\x18\x02 \x01(\x0e\x32\x14.signer.v1.Algorithm\x12&\n\x07primary\x18\x03 \x01(\x0b\x32\x15.signer.v1.KeyVersion\x12\"\n\x07\x66ormats\x18\x04 \x03(\x0e\x32\x11.signer.v1.Format\x12\x17\n\x0fmax_batch_items\x18\x05 \x01(\x05\x12 \n\x06quotas\x18\x06 \x03(\x0b\x32\x10.signer.v1.Quota\"H\n\x0fListKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"I\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.signer.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1d\n\rGetKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.signer.v1.Key\"$\n\x14GetKeyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetKeyVersionResponse\x12*\n\x0bkey_version\x18\x01 \x01(\x0b\x32\x15.signer.v1.KeyVersion\"O\n\x16ListKeyVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x17ListKeyVersionsResponse\x12+\n\x0ckey_versions\x18\x01 \x03(\x0b\x32\x15.signer.v1.KeyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x19\n\x17ListWrappingKeysRequest\"I\n\x18ListWrappingKeysResponse\x12-\n\rwrapping_keys\x18\x01 \x03(\x0b\x32\x16.signer.v1.WrappingKey*\x8f\x01\n\tAlgorithm\x12\x19\n\x15\x41LGORITHM_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41LGORITHM_ES256\x10\x01\x12\x13\n\x0f\x41LGORITHM_ES384\x10\x02\x12\x13\n\x0f\x41LGORITHM_RS256\x10\x03\x12\x13\n\x0f\x41LGORITHM_PS256\x10\x04\x12\x13\n\x0f\x41LGORITHM_EDDSA\x10\x05*\xde\x01\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14KEY_STATE_PRE_ACTIVE\x10\x01\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x02\x12\x17\n\x13KEY_STATE_SUSPENDED\x10\x03\x12\x19\n\x15KEY_STATE_DEACTIVATED\x10\x04\x12\x19\n\x15KEY_STATE_COMPROMISED\x10\x05\x12\x1f\n\x1bKEY_STATE_DESTROY_SCHEDULED\x10\x06\x12\x17\n\x13KEY_STATE_DESTROYED\x10\x07\x32\x9b\x03\n\nKeyService\x12\x43\n\x08ListKeys\x12\x1a.signer.v1.ListKeysRequest\x1a\x1b.signer.v1.ListKeysResponse\x12=\n\x06GetKey\x12\x18.signer.v1.GetKeyRequest\x1a\x19.signer.v1.GetKeyResponse\x12R\n\rGetKeyVersion\x12\x1f.signer.v1.GetKeyVersionRequest\x1a .signer.v1.GetKeyVersionResponse\x12X\n\x0fListKeyVersions\x12!.signer.v1.ListKeyVersionsRequest\x1a\".signer.v1.ListKeyVersionsResponse\x12[\n\x10ListWrappingKeys\x12\".signer.v1.ListWrappingKeysRequest\x1a#.signer.v1.ListWrappingKeysResponseB-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14signer/v1/keys.proto\x12\tsigner.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17signer/v1/signing.proto\"\xa4\x05\n\nKeyVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\talgorithm\x18\x02 \x01(\x0e\x32\x14.signer.v1.Algorithm\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.signer.v1.KeyState\x12\x12\n\npublic_key\x18\x04 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x05 \x01(\x0c\x12\x0b\n\x03kid\x18\x06 \x01(\x0c\x12\x16\n\x0ejwk_thumbprint\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\ractivate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0fsign_until_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x64\x65\x61\x63tivate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0c\x64\x65stroy_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x63\x65rtification_request\x18\r \x01(\t\x12\r\n\x05token\x18\x0e \x01(\t\x12\x0f\n\x07primary\x18\x0f \x01(\x08\x12\x13\n\x0b\x63ompromised\x18\x10 \x01(\x08\x12(\n\nplacements\x18\x11 \x03(\x0b\x32\x14.signer.v1.Placement\x12\x12\n\nsuspension\x18\x12 \x01(\t\x12%\n\x08wrapping\x18\x13 \x01(\x0b\x32\x13.signer.v1.Wrapping\x12\x17\n\x0fsignatures_used\x18\x14 \x01(\x03\x12\x1b\n\x13lifetime_signatures\x18\x15 \x01(\x03\"3\n\x08Wrapping\x12\x14\n\x0cwrapping_key\x18\x01 \x01(\t\x12\x11\n\tmechanism\x18\x02 \x01(\t\"\xa6\x01\n\x0bWrappingKey\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ka_id\x18\x02 \x01(\x0c\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06tokens\x18\x04 \x03(\t\x12\x11\n\tnewest_on\x18\x05 \x03(\t\x12\x11\n\tdestroyed\x18\x06 \x01(\x08\x12\x14\n\x0ckey_versions\x18\x07 \x01(\x05\"*\n\tPlacement\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06\x63ka_id\x18\x02 \x01(\x0c\"A\n\x05Quota\x12\r\n\x05limit\x18\x01 \x01(\x03\x12\x16\n\x0ewindow_seconds\x18\x02 \x01(\x03\x12\x11\n\tremaining\x18\x03 \x01(\x03\"\xdf\x01\n\x03Key\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\talgorithm\x18\x02 \x01(\x0e\x32\x14.signer.v1.Algorithm\x12&\n\x07primary\x18\x03 \x01(\x0b\x32\x15.signer.v1.KeyVersion\x12\"\n\x07\x66ormats\x18\x04 \x03(\x0e\x32\x11.signer.v1.Format\x12\x17\n\x0fmax_batch_items\x18\x05 \x01(\x05\x12 \n\x06quotas\x18\x06 \x03(\x0b\x32\x10.signer.v1.Quota\x12\x1a\n\x12needs_cosignatures\x18\x07 \x01(\x08\"H\n\x0fListKeysRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"I\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.signer.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1d\n\rGetKeyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x0eGetKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.signer.v1.Key\"$\n\x14GetKeyVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x15GetKeyVersionResponse\x12*\n\x0bkey_version\x18\x01 \x01(\x0b\x32\x15.signer.v1.KeyVersion\"O\n\x16ListKeyVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x17ListKeyVersionsResponse\x12+\n\x0ckey_versions\x18\x01 \x03(\x0b\x32\x15.signer.v1.KeyVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x19\n\x17ListWrappingKeysRequest\"I\n\x18ListWrappingKeysResponse\x12-\n\rwrapping_keys\x18\x01 \x03(\x0b\x32\x16.signer.v1.WrappingKey*\x8f\x01\n\tAlgorithm\x12\x19\n\x15\x41LGORITHM_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41LGORITHM_ES256\x10\x01\x12\x13\n\x0f\x41LGORITHM_ES384\x10\x02\x12\x13\n\x0f\x41LGORITHM_RS256\x10\x03\x12\x13\n\x0f\x41LGORITHM_PS256\x10\x04\x12\x13\n\x0f\x41LGORITHM_EDDSA\x10\x05*\xde\x01\n\x08KeyState\x12\x19\n\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14KEY_STATE_PRE_ACTIVE\x10\x01\x12\x14\n\x10KEY_STATE_ACTIVE\x10\x02\x12\x17\n\x13KEY_STATE_SUSPENDED\x10\x03\x12\x19\n\x15KEY_STATE_DEACTIVATED\x10\x04\x12\x19\n\x15KEY_STATE_COMPROMISED\x10\x05\x12\x1f\n\x1bKEY_STATE_DESTROY_SCHEDULED\x10\x06\x12\x17\n\x13KEY_STATE_DESTROYED\x10\x07\x32\x9b\x03\n\nKeyService\x12\x43\n\x08ListKeys\x12\x1a.signer.v1.ListKeysRequest\x1a\x1b.signer.v1.ListKeysResponse\x12=\n\x06GetKey\x12\x18.signer.v1.GetKeyRequest\x1a\x19.signer.v1.GetKeyResponse\x12R\n\rGetKeyVersion\x12\x1f.signer.v1.GetKeyVersionRequest\x1a .signer.v1.GetKeyVersionResponse\x12X\n\x0fListKeyVersions\x12!.signer.v1.ListKeyVersionsRequest\x1a\".signer.v1.ListKeyVersionsResponse\x12[\n\x10ListWrappingKeys\x12\".signer.v1.ListWrappingKeysRequest\x1a#.signer.v1.ListWrappingKeysResponseB-\n\tsigner.v1P\x01Z\x12signer/v1;signerv1\xaa\x02\tSigner.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'signer.v1.keys_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tsigner.v1P\001Z\022signer/v1;signerv1\252\002\tSigner.V1'
-  _globals['_ALGORITHM']._serialized_start=1918
-  _globals['_ALGORITHM']._serialized_end=2061
-  _globals['_KEYSTATE']._serialized_start=2064
-  _globals['_KEYSTATE']._serialized_end=2286
+  _globals['_ALGORITHM']._serialized_start=1946
+  _globals['_ALGORITHM']._serialized_end=2089
+  _globals['_KEYSTATE']._serialized_start=2092
+  _globals['_KEYSTATE']._serialized_end=2314
   _globals['_KEYVERSION']._serialized_start=94
   _globals['_KEYVERSION']._serialized_end=770
   _globals['_WRAPPING']._serialized_start=772
@@ -49,27 +49,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUOTA']._serialized_start=1038
   _globals['_QUOTA']._serialized_end=1103
   _globals['_KEY']._serialized_start=1106
-  _globals['_KEY']._serialized_end=1301
-  _globals['_LISTKEYSREQUEST']._serialized_start=1303
-  _globals['_LISTKEYSREQUEST']._serialized_end=1375
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1377
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1450
-  _globals['_GETKEYREQUEST']._serialized_start=1452
-  _globals['_GETKEYREQUEST']._serialized_end=1481
-  _globals['_GETKEYRESPONSE']._serialized_start=1483
-  _globals['_GETKEYRESPONSE']._serialized_end=1528
-  _globals['_GETKEYVERSIONREQUEST']._serialized_start=1530
-  _globals['_GETKEYVERSIONREQUEST']._serialized_end=1566
-  _globals['_GETKEYVERSIONRESPONSE']._serialized_start=1568
-  _globals['_GETKEYVERSIONRESPONSE']._serialized_end=1635
-  _globals['_LISTKEYVERSIONSREQUEST']._serialized_start=1637
-  _globals['_LISTKEYVERSIONSREQUEST']._serialized_end=1716
-  _globals['_LISTKEYVERSIONSRESPONSE']._serialized_start=1718
-  _globals['_LISTKEYVERSIONSRESPONSE']._serialized_end=1813
-  _globals['_LISTWRAPPINGKEYSREQUEST']._serialized_start=1815
-  _globals['_LISTWRAPPINGKEYSREQUEST']._serialized_end=1840
-  _globals['_LISTWRAPPINGKEYSRESPONSE']._serialized_start=1842
-  _globals['_LISTWRAPPINGKEYSRESPONSE']._serialized_end=1915
-  _globals['_KEYSERVICE']._serialized_start=2289
-  _globals['_KEYSERVICE']._serialized_end=2700
+  _globals['_KEY']._serialized_end=1329
+  _globals['_LISTKEYSREQUEST']._serialized_start=1331
+  _globals['_LISTKEYSREQUEST']._serialized_end=1403
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1405
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1478
+  _globals['_GETKEYREQUEST']._serialized_start=1480
+  _globals['_GETKEYREQUEST']._serialized_end=1509
+  _globals['_GETKEYRESPONSE']._serialized_start=1511
+  _globals['_GETKEYRESPONSE']._serialized_end=1556
+  _globals['_GETKEYVERSIONREQUEST']._serialized_start=1558
+  _globals['_GETKEYVERSIONREQUEST']._serialized_end=1594
+  _globals['_GETKEYVERSIONRESPONSE']._serialized_start=1596
+  _globals['_GETKEYVERSIONRESPONSE']._serialized_end=1663
+  _globals['_LISTKEYVERSIONSREQUEST']._serialized_start=1665
+  _globals['_LISTKEYVERSIONSREQUEST']._serialized_end=1744
+  _globals['_LISTKEYVERSIONSRESPONSE']._serialized_start=1746
+  _globals['_LISTKEYVERSIONSRESPONSE']._serialized_end=1841
+  _globals['_LISTWRAPPINGKEYSREQUEST']._serialized_start=1843
+  _globals['_LISTWRAPPINGKEYSREQUEST']._serialized_end=1868
+  _globals['_LISTWRAPPINGKEYSRESPONSE']._serialized_start=1870
+  _globals['_LISTWRAPPINGKEYSRESPONSE']._serialized_end=1943
+  _globals['_KEYSERVICE']._serialized_start=2317
+  _globals['_KEYSERVICE']._serialized_end=2728
 # @@protoc_insertion_point(module_scope)

@@ -136,20 +136,22 @@ class Quota(_message.Message):
     def __init__(self, limit: _Optional[int] = ..., window_seconds: _Optional[int] = ..., remaining: _Optional[int] = ...) -> None: ...
 
 class Key(_message.Message):
-    __slots__ = ("name", "algorithm", "primary", "formats", "max_batch_items", "quotas")
+    __slots__ = ("name", "algorithm", "primary", "formats", "max_batch_items", "quotas", "needs_cosignatures")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_FIELD_NUMBER: _ClassVar[int]
     FORMATS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ITEMS_FIELD_NUMBER: _ClassVar[int]
     QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_COSIGNATURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     algorithm: Algorithm
     primary: KeyVersion
     formats: _containers.RepeatedScalarFieldContainer[_signing_pb2.Format]
     max_batch_items: int
     quotas: _containers.RepeatedCompositeFieldContainer[Quota]
-    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., primary: _Optional[_Union[KeyVersion, _Mapping]] = ..., formats: _Optional[_Iterable[_Union[_signing_pb2.Format, str]]] = ..., max_batch_items: _Optional[int] = ..., quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ...) -> None: ...
+    needs_cosignatures: bool
+    def __init__(self, name: _Optional[str] = ..., algorithm: _Optional[_Union[Algorithm, str]] = ..., primary: _Optional[_Union[KeyVersion, _Mapping]] = ..., formats: _Optional[_Iterable[_Union[_signing_pb2.Format, str]]] = ..., max_batch_items: _Optional[int] = ..., quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ..., needs_cosignatures: _Optional[bool] = ...) -> None: ...
 
 class ListKeysRequest(_message.Message):
     __slots__ = ("parent", "page_size", "page_token")

@@ -374,17 +374,23 @@ def test_what_the_appliance_refuses_is_listed_by_line_and_tried_again(office: Of
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--key", "facilities/moh/keys/dcc"), "send none"),
+        (
+            ("--key", "facilities/moh/keys/dcc"),
+            "its policy has no rule cosigning: give that rule to the key",
+        ),
         (("--key", "facilities/moh/keys/none"), "KEY_NOT_FOUND"),
-        (("--key", DOCUMENTS), "HCERT is not allowed with this key"),
+        (("--key", DOCUMENTS), "does not sign HCERT for this client"),
     ],
 )
 def test_a_key_that_does_not_do_leaves_no_run_behind(
     office: Office, words: tuple[str, ...], said: str
 ) -> None:
+    before = len(log_records(office.appliance))
     done = office.issue(people(5, seed=18), *words)
     assert done.code == 1
     assert said in done.err
+    intents = [each for each in log_records(office.appliance)[before:] if each.fields.get("format")]
+    assert not intents, "a facility signed for a certificate that cannot be made"
     assert "Traceback" not in done.err
     assert office.issued(people(4, seed=18))["issued"] == 4
 

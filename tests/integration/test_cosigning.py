@@ -102,6 +102,8 @@ def test_a_record_of_another_certificate_denies_only_its_item(
 
 def test_without_records_the_key_signs_nothing(own: Any, records: list[bytes]) -> None:
     with own.client() as client:
+        needs = {key: client.get_key(key).needs_cosignatures for key in (DCC, RECORDS)}
+        assert needs == {DCC: True, RECORDS: False}
         for given in ([], records[:1]):
             with pytest.raises(InvalidRequestError, match="cosignatures"):
                 client.sign_batch(DCC, "HCERT", PAYLOADS[:2], cosignatures=given)

@@ -16,6 +16,7 @@ from signer.client import (
     Format,
     InvalidRequestError,
     ItemResult,
+    Key,
     NotFoundError,
     PreconditionError,
     SignerClient,
@@ -89,8 +90,14 @@ class TwoSignatures:
         self._limits: dict[str, int] = {}
 
     def check(self) -> None:
-        """Raises SignerClientError or OperatorError if the ministry's key signs nothing for us."""
-        self._limit(self._ministry, self._key)
+        """Raises SignerClientError or OperatorError if the ministry's key makes no certificates.
+
+        It comes before the first signature of a facility, which would be for nothing.
+        """
+        name, _, version = self._key.partition("/versions/")
+        found = self._ministry.get_key(name, timeout=self._timeout)
+        if fault := _fault(found, named_version=bool(version)):
+            raise OperatorError(f"{name} {fault}; nothing was signed")
 
     def certify(self, drafts: Sequence[Draft]) -> Certified:
         """Makes the certificates of drafts, and adds them to the journal.
@@ -196,6 +203,22 @@ class TwoSignatures:
             found = client.get_key(key.partition("/versions/")[0], timeout=self._timeout)
             limit = self._limits[key] = found.most_items or 1
         return limit
+
+
+def _fault(key: Key, *, named_version: bool) -> str:
+    """Returns why a key makes no certificates with two signatures, and the remedy, or ""."""
+    if Format.HCERT not in key.formats:
+        return "does not sign HCERT for this client: name another key or another client file"
+    if not key.needs_cosignatures:
+        return (
+            "would sign without the facilities, its policy has no rule cosigning: give that rule to"
+            " the key, or name a key that has it"
+        )
+    if named_version:
+        return ""
+    if key.primary is None:
+        return "has no active version: have officers activate one"
+    return key.primary.suspension and f"signs nothing: {key.primary.suspension}"
 
 
 def _issued(draft: Draft, result: ItemResult) -> IssuedCertificate:

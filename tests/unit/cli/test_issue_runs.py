@@ -26,7 +26,9 @@ from signer.client import (
     SignerClient,
     SignerClientError,
 )
+from signer.errors import OperatorError
 from tests.synthetic import as_csv, people
+from tests.unit.cli.operations_played import version
 
 ISSUER = CertificateIssuer("VN", "Ministry of Health", "U:")
 KEY = "facilities/moh/keys/dcc"
@@ -77,7 +79,7 @@ class IdempotentAppliance:
         self.weather, self.calls = FAIR, 0
 
     def get_key(self, name: str, **_: object) -> Key:
-        return Key(name, "ES256", None, ("HCERT",), 4096, ())
+        return Key(name, "ES256", None, ("HCERT",), 4096, (), needs_cosignatures=True)
 
     def sign(
         self, key: str, message_format: str, payloads: list[bytes], **options: Any
@@ -204,3 +206,34 @@ def test_what_was_certified_before_a_refusal_is_in_the_journal(tmp_path: Path) -
             certify_all(batches, signatures.certify, lambda _: None, 1, lambda: False)
         assert journal.made == 2
         assert appliance.certified == Counter(each.uvci for each in journal.certificates())
+
+
+MINISTRY = Key(
+    *(KEY, "ES256", version(f"{KEY}/versions/1"), ("HCERT",), 4096, ()), needs_cosignatures=True
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"needs_cosignatures": False}, "no rule cosigning"),
+        ({"formats": ("CMS",)}, "does not sign HCERT for this client"),
+        ({"primary": None}, "has no active version"),
+        (
+            {"primary": version(f"{KEY}/versions/1", suspension="facility moh is suspended")},
+            "signs nothing: facility moh is suspended",
+        ),
+    ],
+)
+def test_a_key_that_makes_no_certificate_is_found_before_facilities_sign(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    class Ministry(IdempotentAppliance):
+        def get_key(self, name: str, **_: object) -> Key:
+            return MINISTRY._replace(name=name, **changes)
+
+    with Journal.open(tmp_path / "out") as journal:
+        with pytest.raises(OperatorError, match=said):
+            signing(Ministry(), journal).check()
+        changes.clear()
+        signing(Ministry(), journal).check()
