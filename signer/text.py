@@ -44,6 +44,11 @@ def size(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
+def brief(text: str, most: int = 100) -> str:
+    """Returns a text from elsewhere as an error quotes it: of a long one only its beginning."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def plain(text: str) -> str:
     """Returns a text from elsewhere in one line, with "?" for what controls a terminal.
 

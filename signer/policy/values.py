@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from signer.format_terms import link_host
 from signer.model import is_principal
 from signer.policy.windows import DAY_SECONDS, DAYS
+from signer.text import brief
 
 E = TypeVar("E", bound=enum.StrEnum)
 
@@ -49,10 +50,10 @@ def texts(value: object) -> list[str]:
         raise ValueError("should be a list")
     for item in value:
         if not isinstance(item, str):
-            raise ValueError(f"{item} is not text: put it in quotes")
+            raise ValueError(f"{brief(str(item))} is not text: put it in quotes")
     if len({*value}) < len(value):
         twice = [text for text, times in Counter(value).items() if times > 1]
-        raise ValueError(f"lists {', '.join(twice)} twice")
+        raise ValueError(f"lists {', '.join(map(brief, twice))} twice")
     return value
 
 
@@ -83,7 +84,7 @@ def members(kind: type[E]) -> Callable[[object], frozenset[E]]:
     def read(value: object) -> frozenset[E]:
         listed = names(value)
         for text in sorted(listed - set(kind)):
-            raise ValueError(f"{text} is not known; choose from {choices}")
+            raise ValueError(f"{brief(text)} is not known; choose from {choices}")
         return frozenset(kind(text) for text in listed)
 
     return read
@@ -96,7 +97,7 @@ def paths(value: object) -> dict[str, str]:
     for path, name in value.items():
         for text in (path, name):
             if not isinstance(text, str) or not all(text.split(".")):
-                raise ValueError(f"{text} should be a member, or a path with dots as v.0.ci")
+                raise ValueError(f"{brief(text)} should be a member, or a path with dots as v.0.ci")
     return dict(value)
 
 
@@ -105,7 +106,9 @@ def hosts(value: object) -> frozenset[str]:
     listed = names(value)
     for text in sorted(listed):
         if not (_HOST.fullmatch(text) and link_host(text)):
-            raise ValueError(f"{text} should be a host in lower case, as in records.example.vn")
+            raise ValueError(
+                f"{brief(text)} should be a host in lower case, as in records.example.vn"
+            )
     return frozenset(map(link_host, listed))
 
 
@@ -123,7 +126,7 @@ def principals(value: object) -> frozenset[str]:
     for text in listed:
         if not is_principal(text):
             raise ValueError(
-                f"{text} is not a principal: give the whole URI of the certificate, "
+                f"{brief(text)} is not a principal: give the whole URI of the certificate, "
                 "spiffe://domain/path, without patterns"
             )
     return frozenset(listed)
@@ -135,7 +138,7 @@ def serials(value: object) -> frozenset[int]:
     for text in texts(value):
         digits = text.replace(":", "")
         if not _SERIAL.fullmatch(digits):
-            raise ValueError(f"{text} is not a serial number: write up to 20 bytes in hex")
+            raise ValueError(f"{brief(text)} is not a serial number: write up to 20 bytes in hex")
         numbers.append(int(digits, 16))
     if len(set(numbers)) < len(numbers):
         raise ValueError("lists a serial number twice")
@@ -148,9 +151,11 @@ def quotas(value: object) -> tuple[Quota, ...]:
     for text in texts(value):
         match = _QUOTA.fullmatch(text)
         if not match:
-            raise ValueError(f'quota "{text}": write a number and a unit, as in 200 per second')
+            raise ValueError(
+                f'quota "{brief(text)}": write a number and a unit, as in 200 per second'
+            )
         if match[2] not in WINDOWS:
-            raise ValueError(f'quota "{text}": unit must be second, minute, hour or day')
+            raise ValueError(f'quota "{brief(text)}": unit must be second, minute, hour or day')
         read.append(Quota(int(match[1].replace(",", "")), WINDOWS[match[2]]))
     if len({quota.window_seconds for quota in read}) < len(read):
         raise ValueError("has two quotas with the same unit: keep the smaller one")
@@ -202,7 +207,7 @@ def opening_hours(text: str) -> dict[str, object]:
         on, _, times = part.strip().rpartition(" ")
         start, _, end = times.partition("-")
         if not days(on) or time_of_day(start) >= time_of_day(end):
-            raise ValueError(f"{part.strip()}: the first time must be before the second")
+            raise ValueError(f"{brief(part.strip())}: the first time must be before the second")
         openings.append({"days": on, "from": start, "to": end})
     return {"time_zone": zone, "open": openings}
 

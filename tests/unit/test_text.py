@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given, strategies
 
-from signer.text import count, plain, plain_lines, size
+from signer.text import brief, count, plain, plain_lines, size
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,11 @@ def test_the_plural_can_be_given_with_its_verb() -> None:
 )
 def test_a_text_from_elsewhere_controls_no_terminal(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+def test_an_error_quotes_the_beginning_of_a_long_text() -> None:
+    assert brief("x" * 100) == "x" * 100
+    assert brief("x" * 101) == "x" * 100 + "..."
 
 
 @given(strategies.text())

@@ -11,7 +11,7 @@ from signer.key_index import KeyIndex
 from signer.keys.registry import RegistryState
 from signer.model import KeyState
 from signer.officers.kinds.create_key import BATCH
-from signer.officers.kinds.enrolment_table import MAX_ROWS
+from signer.officers.kinds.enrolment_table import MAX_ROWS, read_table
 from signer.officers.kinds.policy_change import WRITTEN
 from signer.officers.store import OperationState
 from tests.unit.officers.opstage import CLINIC, Stage
@@ -380,3 +380,11 @@ def test_a_key_of_another_operation_in_between(stage: Stage) -> None:
     assert "n-1/keys/records exists already" in stage.operation(identity).note
     assert len(stage.token.keys) == 1
     assert CLINIC not in map(str, stage.registry.state().keys.names())
+
+
+@pytest.mark.parametrize("column", [*HEAD.split(","), "quotas", "hours"])
+def test_a_long_cell_is_not_whole_in_its_mistake(column: str) -> None:
+    cells = dict(zip(HEAD.split(","), row().split(","), strict=True))
+    cells |= {"quotas": "", "hours": "", column: "x" * 1000}
+    _, _, mistakes = read_table(table(",".join(cells.values()), head=",".join(cells)))
+    assert all("x" * 101 not in str(mistake) for mistake in mistakes)
