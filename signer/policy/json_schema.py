@@ -172,7 +172,9 @@ def _fault(checker: Any, names: frozenset[str], most: int, document: object) -> 
 
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
+_TIME = re.compile(  # no 24:00, which RFC 3339 does not have and newer versions of Python read
+    r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)"
+)
 
 
 def _is_date(value: object) -> bool:

@@ -45,6 +45,19 @@ def standardised(name: str) -> str:
     return made
 
 
+def passport_form(text: str) -> str:
+    """Returns a name as its owner's passport has it: A to Z, ``<`` for a blank, none at its end.
+
+    Raises ValueError, without quoting it, for ``<<``, which is between the two names of a person.
+    """
+    made = "<".join(text.upper().split()).rstrip(_FILLER)
+    if made.startswith(_FILLER) or _FILLER * 2 in made:
+        raise ValueError(
+            "begins with < or has <<, which passports have between surname and forenames"
+        )
+    return made
+
+
 def _letters(character: str) -> str:
     if "A" <= character <= "Z":
         return character

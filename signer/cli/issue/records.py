@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from signer.cli.issue.names import composed, standardised
+from signer.cli.issue.names import composed, passport_form, standardised
 from signer.errors import ConfigError, Violation
 from signer.formats import dcc_schema
 from signer.formats.payloads import PayloadError, json_object
@@ -285,20 +285,38 @@ def _number(name: str, texts: Mapping[str, str], faults: list[tuple[str, str]]) 
 
 def _names(texts: Mapping[str, str], faults: list[tuple[str, str]]) -> dict[str, str]:
     """Returns ``nam``; the only name of a person is the surname, as in passports."""
-    both = [
-        (member, name, texts[f"{member}_standard"].upper().replace(" ", "<"))
-        for member in ("surname", "forenames")
-        if (name := composed(texts[member]))
-    ]
-    if not both:
+    given = [member for member in ("surname", "forenames") if texts[member]]
+    if not given:
         faults.append(("surname", "is missing, and forenames, too"))
     names: dict[str, str] = {}
-    for short, (member, name, standard) in zip(("f", "g"), both, strict=False):
-        try:
-            names |= {f"{short}n": name, f"{short}nt": standard or standardised(name)}
-        except ValueError as error:
-            faults.append((member, f"{error}: give {member}_standard, in A to Z, as well"))
+    for short, member in zip(("f", "g"), given, strict=False):
+        name = composed(texts[member])
+        if "<" in name:
+            faults.append((member, f"has <: write a blank; {member}_standard is as in passports"))
+        names |= {f"{short}n": name, f"{short}nt": _standard(member, name, texts, faults)}
+    for member in {"surname", "forenames"}.difference(given):
+        if texts[f"{member}_standard"]:
+            text = f"is missing, but {member}_standard is there: give the name in Unicode as well"
+            faults.append((member, text))
     return names
+
+
+def _standard(
+    member: str, name: str, texts: Mapping[str, str], faults: list[tuple[str, str]]
+) -> str:
+    """Returns a name in A to Z, as the record has it or else made of the name in Unicode."""
+    given = f"{member}_standard"
+    try:
+        if standard := passport_form(texts[given]):
+            return standard
+    except ValueError as error:
+        faults.append((given, f"{error}: give each name in its own member"))
+        return "X"
+    try:
+        return standardised(name.replace("<", " "))
+    except ValueError as error:
+        faults.append((member, f"{error}: give {given}, in A to Z, as well"))
+        return "X"
 
 
 def _json(value: object) -> bytes:

@@ -149,6 +149,9 @@ def test_own_forms_of_names_and_an_unknown_birthday() -> None:
     person = {**GOOD, "born": "", "surname": "阮", "surname_standard": "nguyen van"}
     [made] = read(as_json_lines([person]))
     assert made.document["nam"]["fnt"] == "NGUYEN<VAN"
+    for same in ("NGUYEN<VAN", "nguyen  van", "NGUYEN<VAN<<<<<<"):
+        [made] = read(as_json_lines([person | {"surname_standard": same}]))
+        assert made.document["nam"]["fnt"] == "NGUYEN<VAN"
     assert made.document["dob"] == ""
 
 
@@ -180,6 +183,36 @@ def test_a_mistake_names_line_and_member_and_no_value(
     assert said.startswith(expected)
     for value in members.values():
         assert len(value.strip()) < 3 or value not in said
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"surname": "NGUYEN<THI"}, "surname: has <: write a blank; surname_standard is as in"),
+        ({"surname": "A<B", "surname_standard": "A<B"}, "surname: has <: write a blank"),
+        ({"surname_standard": "NGUYEN<<THI<MAU"}, "surname_standard: begins with < or has <<"),
+        ({"forenames_standard": "<MAU"}, "forenames_standard: begins with < or has <<"),
+        ({"surname_standard": "NGUYEN-VAN"}, "surname_standard: should be at most 80 of the"),
+        ({"surname": "", "surname_standard": "X"}, "surname: is missing, but surname_standard is"),
+        (
+            {"forenames": "", "forenames_standard": "X"},
+            "forenames: is missing, but forenames_standard is there",
+        ),
+        ({"date": "2021-06-11T24:00:00Z"}, "date: should be a date YYYY-MM-DD, or a time with"),
+    ],
+)
+def test_names_of_passports_are_in_their_own_members(
+    members: dict[str, str], expected: str
+) -> None:
+    said = mistakes(as_json_lines([GOOD | members]))
+    assert len(said) == 1, said
+    assert said[0].startswith(f"line 1, {expected}")
+
+
+@pytest.mark.parametrize("member", [*GOOD, "surname_standard", "forenames_standard", "target"])
+def test_a_long_cell_is_not_in_its_error(member: str) -> None:
+    for said in mistakes(as_json_lines([GOOD | {member: "~\x07" * 1000}])):
+        assert len(said) < 200
 
 
 def test_all_mistakes_are_listed_at_once() -> None:
