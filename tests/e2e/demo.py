@@ -174,12 +174,26 @@ def change_one_bit(auditor: Auditor, message: Path) -> None:
         sys.exit("the demo failed: the other program accepted a proof with a changed bit")
 
 
+def in_terminal(text: str, columns: int) -> str:
+    """Returns a QR code in half blocks, of the highest level that fits so many columns, or "".
+
+    A code on a screen is not creased or stained: every level will do.
+    """
+    for level in "qml":
+        code = segno.make_qr(text, error=level, boost_error=False)
+        if code.symbol_size()[0] <= columns:
+            drawn = io.StringIO()
+            code.terminal(out=drawn, compact=True)
+            return drawn.getvalue()
+    return ""
+
+
 def on_paper(drawn: Issued, certificate: Path) -> None:
     """Shows one certificate as a QR code, and has others read its image and verify it."""
     text, image = drawn.files[0].read_text().strip(), drawn.files[0].with_suffix(".png")
-    code = io.StringIO()
-    segno.make_qr(text, error="q", boost_error=False).terminal(out=code, compact=True)
-    say(f"\n7. A certificate on paper\n\n{code.getvalue()}")
+    say("\n7. A certificate on paper\n")
+    columns = shutil.get_terminal_size().columns
+    say(in_terminal(text, columns) or f"  {columns} columns are too few for its QR code: open")
     images = [file.with_suffix(".png") for file in drawn.files]
     read = verifiers.qr_codes(images)
     claims = verifiers.hcert(read, certificate)
