@@ -14,8 +14,9 @@ import click
 from signer.algorithms import Algorithm
 from signer.cli.connection import connect, optional_daemon_options
 from signer.cli.operations.arguments import TIME
-from signer.cli.options import FILE
+from signer.cli.options import FILE, PATHS
 from signer.cli.output import explained, say
+from signer.cli.revoked import RevocationLists
 from signer.client.key_files import KeysError, TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError, Verified
 from signer.errors import OperatorError
@@ -72,6 +73,14 @@ class _Judged(NamedTuple):
     help="Judge the message as at this time instead of now, as in 2022-01-31T00:00:00Z, or +7d"
     " from now.",
 )
+@click.option(
+    "--revocations",
+    "list_paths",
+    metavar="PATH",
+    type=PATHS,
+    multiple=True,
+    help="A signed list of revoked certificates, or a folder of them (*.p7m). Repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
 @click.argument(
     "inputs",
@@ -88,6 +97,7 @@ def verify(
     format_name: str | None,
     lines: bool,
     at: float | None,
+    list_paths: tuple[Path, ...],
     as_json: bool,
     inputs: tuple[str, ...],
 ) -> None:
@@ -98,6 +108,10 @@ def verify(
     hex). Of a card the times are checked, too, of an HCERT the times and the type,
     and of a CMS signature or a time-stamp that its certificate was valid at its time.
     Times are judged as of now; --at is for what has expired since.
+
+    An HCERT in a list of --revocations is not valid. `signer revocations build` makes
+    these lists. A list must be signed by a trusted key and not have ended; else
+    nothing is verified.
 
     The keys that are trusted come from --keys, and then no appliance is called;
     without it from the appliance. A list of keys is as good as its age: export it
@@ -113,6 +127,7 @@ def verify(
       signer verify --keys certificates.pem --signature report.pdf.tsr report.pdf
       signer verify --keys trust-list.json --lines --json certificates.txt
       signer verify --keys key.pem --format DIGEST --signature a.sig a.sha256
+      signer verify --keys certificates.pem --revocations lists certificate.hc1
     """
     wanted = None if format_name is None else Format(format_name)
     detached = _RAW | _CMS
@@ -120,12 +135,15 @@ def verify(
         raise click.UsageError(f"{wanted} needs --signature FILE: it does not hold what it signs")
     if signature_file is not None and (lines or len(inputs) > 1 or wanted not in {None, *detached}):
         raise click.UsageError("--signature goes with one INPUT: a message, or a digest")
+    if signature_file is not None and list_paths:
+        raise click.UsageError("--revocations is for HCERT: omit --signature")
     keys = _trusted(keys_files, client_file)
     now = time.time() if at is None else at
     if signature_file is not None:
         judged = _detached(keys, wanted, inputs[0], signature_file, now)
     else:
-        judged = _finished(keys, wanted, _lines(inputs) if lines else _files(inputs), now)
+        lists = RevocationLists.read(list_paths, keys, now)
+        judged = _finished(keys, lists, wanted, _lines(inputs) if lines else _files(inputs), now)
     taken = wrong = 0
     for each in judged:
         taken += 1
@@ -197,7 +215,11 @@ def _detached(
 
 
 def _finished(
-    keys: TrustedKeys, wanted: Format | None, items: Iterable[_Item], now: float
+    keys: TrustedKeys,
+    lists: RevocationLists,
+    wanted: Format | None,
+    items: Iterable[_Item],
+    now: float,
 ) -> Iterator[_Judged]:
     for source, line, content in items:
         said: Verified | str
@@ -208,6 +230,8 @@ def _finished(
         else:
             if wanted not in {None, said.format}:
                 said = f"it is genuine, but {said.format} instead of {wanted}"
+            elif said.claims is not None:
+                said = lists.revoking(content, said.claims) or said
         yield _Judged(source, line, said)
 
 

@@ -143,6 +143,24 @@ class TrustedKeys:
         _check_signing_time(parts.time, certificate, now)
         return Verified(message_format, parts.algorithm, key.name, payload, time=parts.time)
 
+    def verify_cms_with_content(self, message: bytes, now: float) -> Verified:
+        """Verifies a CMS signature that contains what it signs, which is then the payload.
+
+        Its certificate is judged as by ``verify_cms``. Raises VerificationError.
+        """
+        try:
+            parts = read_cms(message)
+        except MessageError as error:
+            raise VerificationError(str(error)) from None
+        if parts.content_type != DATA or parts.content is None:
+            raise VerificationError("it does not contain what it signs, or is not one of data")
+        key, certificate = self._checked(parts)
+        if not parts.holds(parts.content):
+            raise VerificationError("its content was changed: the signature is of another one")
+        _check_signing_time(parts.time, certificate, now)
+        content, time = parts.content, parts.time
+        return Verified(Format.CMS, parts.algorithm, key.name, content, time=time)
+
     def verify_timestamp(self, payload: bytes, answer: bytes, now: float) -> Verified:
         """Verifies a time-stamp of a payload: the answer of an appliance, or the token in it.
 

@@ -10,21 +10,26 @@ import base64
 import enum
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import cbor2
 
 from signer.algorithms import Algorithm
 from signer.format_terms import HANDLE_BYTES, Handles
 from signer.formats import dcc
-from signer.formats.finished import claims_of, finished
-from signer.formats.payloads import MessageError
+from signer.formats.finished import Claims, Finished, claims_of, finished
+from signer.formats.payloads import MessageError, PayloadError, json_object
 from signer.model import Format
 from signer.text import utc
 
 MAX_ENTRIES = 1000
 """Handles of a batch at most, as the EU's gateway takes them."""
+
+
+_ANY_KID = "UNKNOWN_KID"
+_NOT_A_LIST = "what it signs is not a list of revoked certificates in JSON"
 
 
 class HandleKind(enum.StrEnum):
@@ -68,8 +73,7 @@ def handles_of_text(text: bytes) -> Handles:
     message = finished(text)
     if message is None or message.format is not Format.HCERT:
         raise MessageError("it is not the text of an HCERT")
-    claims = claims_of(message)
-    return handles(claims.issuer, claims.dcc, message.header().algorithm, message.signature)
+    return handles_of_message(message, claims_of(message))
 
 
 def revocation_batch(
@@ -83,11 +87,56 @@ def revocation_batch(
     batch = {
         "country": country,
         "expires": utc(expires),
-        "kid": "UNKNOWN_KID" if kid is None else base64.b64encode(kid).decode(),
+        "kid": _ANY_KID if kid is None else base64.b64encode(kid).decode(),
         "hashType": kind.value,
         "entries": [{"hash": base64.b64encode(entry).decode()} for entry in entries],
     }
     return json.dumps(batch, separators=(",", ":")).encode()
+
+
+class RevocationBatch(NamedTuple):
+    """A batch, read: the certificates of ``country`` that are revoked, by handles of one kind.
+
+    Without ``kid`` it is for all of the country's certificates. ``expires`` is in epoch seconds.
+    """
+
+    country: str
+    kid: bytes | None
+    expires: float
+    kind: HandleKind
+    entries: frozenset[bytes]
+
+    def has(self, issuer: str, kid: bytes, found: Handles) -> bool:
+        """Whether it revokes a certificate with these handles; no ``kid``: it does not say one."""
+        if issuer != self.country or (kid and self.kid not in {None, kid}):
+            return False
+        handle_of_kind: bytes = getattr(found, HANDLES[self.kind])
+        return any(handle_of_kind) and handle_of_kind in self.entries
+
+
+def read_batch(content: bytes) -> RevocationBatch:
+    """Reads a batch in JSON as ``revocation_batch`` writes it; raises MessageError."""
+    try:
+        batch = json_object(content)
+        country, kid, kind = batch["country"], batch["kid"], HandleKind(batch["hashType"])
+        entries = frozenset(_decoded(entry["hash"]) for entry in batch["entries"])
+        certificate = None if kid == _ANY_KID else _decoded(kid)
+        expires = datetime.fromisoformat(batch["expires"])
+    except (PayloadError, KeyError, TypeError, ValueError):
+        raise MessageError(_NOT_A_LIST) from None
+    if expires.tzinfo is None or any(len(entry) != HANDLE_BYTES for entry in entries):
+        raise MessageError(_NOT_A_LIST)
+    return RevocationBatch(str(country), certificate, expires.timestamp(), kind, entries)
+
+
+def _decoded(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def handles_of_message(message: Finished, claims: Claims) -> Handles:
+    """Returns the handles of an HCERT that has been read; raises MessageError."""
+    algorithm = message.header().algorithm
+    return handles(claims.issuer, claims.dcc, algorithm, message.signature)
 
 
 def _uvci(document: dict[str, Any]) -> str | None:

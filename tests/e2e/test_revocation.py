@@ -148,3 +148,73 @@ def test_sign_prints_the_handles(
     handles = json.loads(done.out)["revocation"]
     assert base64.b64decode(handles["uvci"]) == first_half(uvci_of(payload).encode())
     assert signer("sign", *words, "--revocation", file).code == 2
+
+
+class Verifier:
+    """A verifier with the certificates of both keys, and what it is given to verify."""
+
+    def __init__(self, appliance: Any, folder: Path) -> None:
+        self.folder = folder
+        self.keys = [appliance.key(name)["certificate"] for name in ("moh/dcc", "moh/documents")]
+
+    def verify(self, *words: object) -> Done:
+        keys = [word for key in self.keys for word in ("--keys", key)]
+        return signer("verify", *keys, *words, *sorted(self.folder.glob("*.hc1")))
+
+
+@pytest.mark.parametrize("kind", ["uci", "countrycodeuci", "signature"])
+def test_a_verifier_refuses_what_is_in_a_signed_list(
+    appliance: Any, vaccinations: dict[str, bytes], tmp_path: Path, kind: str
+) -> None:
+    payloads = list({uvci_of(payload): payload for payload in vaccinations.values()}.values())
+    with appliance.client() as client:
+        results = client.sign_batch(DCC, "HCERT", payloads[:2])
+    for index, result in enumerate(results):
+        (tmp_path / f"{index}.hc1").write_bytes(result.signature)
+    lists = tmp_path / "lists"
+    revoked = results[1].signature.decode() + "\n"
+    done = build(appliance, lists, revoked, "--handle", kind, "--of", DCC)
+    assert done.code == 0, done.err
+    verifier = Verifier(appliance, tmp_path)
+    assert verifier.verify().code == 0
+    for path in (lists, lists / "batch-0001.p7m"):
+        done = verifier.verify("--revocations", path)
+        assert done.code == 1
+        first, second = done.out.splitlines()
+        assert ": valid HCERT" in first
+        assert f"1.hc1: NOT VALID: it is genuine, but revoked: {lists}/batch-0001.p7m" in second
+        assert ", signed at 20" in second
+    other = tmp_path / "other"
+    assert build(appliance, other, revoked, "--handle", kind, "--of", f"{DCC}-rsa").code == 0
+    assert verifier.verify("--revocations", other).code == 0, "a list for another key"
+
+
+def test_a_list_that_is_not_accepted_stops_the_verifier(
+    appliance: Any, vaccinations: dict[str, bytes], tmp_path: Path
+) -> None:
+    with appliance.client() as client:
+        [result] = client.sign_batch(DCC, "HCERT", list(vaccinations.values())[:1])
+    (tmp_path / "0.hc1").write_bytes(result.signature)
+    assert build(appliance, tmp_path / "lists", "URN:1\n").code == 0
+    path = tmp_path / "lists" / "batch-0001.p7m"
+    good, verifier = path.read_bytes(), Verifier(appliance, tmp_path)
+    done = verifier.verify("--revocations", path, "--at", "2031-01-01T00:00:00Z")
+    assert (done.code, done.out) == (1, "")
+    assert f"the list {path} is not accepted: it ended at 2031-01-01T00:00:00Z" in done.err
+    for content, said in (
+        (good.replace(b"2031-01-01", b"2041-01-01"), "its content was changed"),
+        (good[:-1] + bytes([good[-1] ^ 1]), "its signature is wrong"),
+        (path.with_suffix(".json").read_bytes(), "it is not a CMS signature"),
+        (b"", "it is not a CMS signature"),
+    ):
+        path.write_bytes(content)
+        done = verifier.verify("--revocations", path)
+        assert (done.code, done.out) == (1, "")
+        assert f"the list {path} is not accepted: {said}" in done.err
+    path.write_bytes(good)
+    verifier.keys.pop()
+    done = verifier.verify("--revocations", path)
+    assert (done.code, "no key that is trusted has its certificate" in done.err) == (1, True)
+    path.unlink()
+    done = verifier.verify("--revocations", path.parent)
+    assert (done.code, "has no lists" in done.err) == (1, True)

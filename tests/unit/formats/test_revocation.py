@@ -14,10 +14,12 @@ from signer.format_terms import Handles
 from signer.formats import FORMATS, base45
 from signer.formats.payloads import MessageError
 from signer.formats.revocation import (
+    HANDLES,
     HandleKind,
     handle,
     handles_of_signed,
     handles_of_text,
+    read_batch,
     revocation_batch,
 )
 from signer.model import Format
@@ -83,3 +85,55 @@ def test_a_batch_has_the_members_of_the_gateway() -> None:
         "entries": [{"hash": base64.b64encode(each).decode()} for each in entries],
     }
     assert json.loads(revocation_batch("VN", None, 1, HandleKind.UCI, []))["kid"] == "UNKNOWN_KID"
+
+
+# --- lists, read ---------------------------------------------------------------------------------
+
+ENTRY, OTHER, KID = b"\x01" * 16, b"\x02" * 16, b"\xff" * 8
+BATCH = revocation_batch("VN", KID, 1_900_000_000, HandleKind.UCI, [ENTRY])
+NONE = Handles(bytes(16), bytes(16), bytes(16))
+
+
+@pytest.mark.parametrize("kind", HandleKind)
+def test_a_list_has_the_handles_of_its_kind(kind: HandleKind) -> None:
+    batch = read_batch(revocation_batch("VN", None, 1_900_000_000, kind, [ENTRY, OTHER]))
+    assert (batch.expires, batch.kid, batch.kind) == (1_900_000_000, None, kind)
+    for each in HandleKind:
+        found = NONE._replace(**{HANDLES[each]: ENTRY})
+        assert batch.has("VN", KID, found) is (each is kind)
+
+
+def test_a_list_is_for_one_issuer_and_one_certificate() -> None:
+    batch, found = read_batch(BATCH), NONE._replace(uvci=ENTRY)
+    assert batch.has("VN", KID, found)
+    assert batch.has("VN", b"", found), "a certificate that does not say which key signed it"
+    assert not batch.has("LA", KID, found)
+    assert not batch.has("VN", b"\0" * 8, found)
+    assert not batch.has("VN", KID, NONE._replace(uvci=OTHER))
+
+
+def test_what_has_no_uvci_is_in_no_list_of_uvcis() -> None:
+    batch = read_batch(revocation_batch("VN", None, 1_900_000_000, HandleKind.UCI, [bytes(16)]))
+    assert not batch.has("VN", KID, NONE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"{", b"["),
+        (b'"country"', b'"land"'),
+        (b'"UCI"', b'"uci"'),
+        (b'Z"', b'"'),
+        (b'"2030-', b'"12030-'),
+        (b'"kid":"', b'"kid":"!'),
+        (b'"hash":"', b'"hash":"AQEB'),
+        (b'"hash":"', b'"hash":7,"x":"'),
+        (b'"entries":[', b'"entries":[7,'),
+        (b'{"country"', b'{"country":"LA","country"'),
+    ],
+)
+def test_what_is_not_a_list_is_refused(old: bytes, new: bytes) -> None:
+    changed = BATCH.replace(old, new, 1)
+    assert changed != BATCH
+    with pytest.raises(MessageError, match="not a list of revoked certificates"):
+        read_batch(changed)
