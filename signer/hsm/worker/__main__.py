@@ -40,8 +40,9 @@ from signer.hsm.heartbeat import Heartbeat
 from signer.hsm.mechanisms import MECHANISMS, Verifier
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec, WorkerMode
 from signer.hsm.worker.administration import LISTING, OPERATIONS, carry_out
-from signer.hsm.worker.cryptoki import CryptokiError, HotLoop
+from signer.hsm.worker.cryptoki import HotLoop
 from signer.hsm.worker.measuring import Measuring, OpenTimes
+from signer.hsm.worker.return_values import CryptokiError
 from signer.hsm.worker.token import Token, inspect, open_token
 from signer.hsm.worker.unwrapping import NotOneKey
 

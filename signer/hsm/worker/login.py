@@ -12,7 +12,8 @@ from signer.files import is_private, private_mode
 from signer.hsm.frames import LOGGED_IN
 from signer.hsm.latch import PinLatch
 from signer.hsm.spec import FailureKind, TokenFailure, TokenSpec
-from signer.hsm.worker.cryptoki import ErrorClass, error_class, login
+from signer.hsm.worker.cryptoki import login
+from signer.hsm.worker.return_values import ErrorClass, error_class
 
 _PIN_VALUES = range(0x0A0, 0x0A5)
 """CKR_PIN_INCORRECT, _INVALID, _LEN_RANGE, _EXPIRED, _LOCKED: the token's verdict on the PIN."""

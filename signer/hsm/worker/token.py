@@ -24,9 +24,10 @@ from signer.files import daemon_user
 from signer.hsm.heartbeat import Heartbeat
 from signer.hsm.latch import latch_of, shared_start_lock, start_lock
 from signer.hsm.spec import FailureKind, KeyLookup, PinState, TokenFailure, TokenSpec, WorkerMode
-from signer.hsm.worker.cryptoki import CryptokiError, ErrorClass, Objects, is_shared
+from signer.hsm.worker.cryptoki import Objects, is_shared
 from signer.hsm.worker.login import log_in, named, read_pin
 from signer.hsm.worker.lookup import IndexedKeys, KeyFinder, SearchedKeys
+from signer.hsm.worker.return_values import CryptokiError, ErrorClass
 from signer.hsm.worker.unwrapping import UnwrappedKeys
 from signer.model import WrapMechanism
 

@@ -11,7 +11,8 @@ from collections.abc import Collection
 
 from signer.algorithms import Algorithm
 from signer.hsm.frames import PackedWrapped, Verdict, unpack_wrapped
-from signer.hsm.worker.cryptoki import CKA_ID, CKO_SECRET_KEY, CryptokiError, ErrorClass, Objects
+from signer.hsm.worker.cryptoki import CKA_ID, CKO_SECRET_KEY, Objects
+from signer.hsm.worker.return_values import CryptokiError, ErrorClass
 
 MAX_UNWRAPPED = 16_384
 """Unwrapped keys that a worker keeps; on SoftHSM each takes 8 KB, and half a millisecond to

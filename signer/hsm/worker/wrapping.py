@@ -14,7 +14,7 @@ from signer.algorithms import PROPERTIES, Algorithm
 from signer.hsm.frames import PackedWrapped
 from signer.hsm.mechanisms import MECHANISMS, Verifier
 from signer.hsm.spec import FailureKind, HeldWrappingKey, TokenFailure
-from signer.hsm.worker.cryptoki import WRAP_MECHANISMS, CryptokiError, ErrorClass, HotLoop
+from signer.hsm.worker.cryptoki import WRAP_MECHANISMS, HotLoop
 from signer.hsm.worker.pairs import (
     STRICT,
     generate_pair,
@@ -22,6 +22,7 @@ from signer.hsm.worker.pairs import (
     public_key,
     wrong_attributes,
 )
+from signer.hsm.worker.return_values import CryptokiError, ErrorClass
 from signer.hsm.worker.token import Token
 from signer.hsm.worker.unwrapping import NotOneKey
 from signer.model import WrapMechanism

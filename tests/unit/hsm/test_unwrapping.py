@@ -7,7 +7,7 @@ import pytest
 
 from signer.algorithms import Algorithm
 from signer.hsm.frames import FrameError, Verdict, pack_wrapped, unpack_wrapped
-from signer.hsm.worker.cryptoki import CryptokiError
+from signer.hsm.worker.return_values import CryptokiError
 from signer.hsm.worker.unwrapping import NotOneKey, UnwrappedKeys
 from signer.model import TokenObject, WrapMechanism, WrappedKey, wrapping_cka_id
 

@@ -20,7 +20,7 @@ from signer.hsm.frames import (
 )
 from signer.hsm.spec import FailureKind, TokenFailure
 from signer.hsm.worker import __main__ as worker
-from signer.hsm.worker.cryptoki import _CLASSES, CryptokiError, ErrorClass
+from signer.hsm.worker.return_values import _CLASSES, CryptokiError, ErrorClass
 from signer.hsm.worker.unwrapping import NotOneKey
 
 SPEC: dict[str, Any] = {
