@@ -26,6 +26,9 @@ ADDED = {
         *("hsm/front/breaker.py", "hsm/front/router.py", "hsm/front/stops.py"),
         *("hsm/heartbeat.py", "hsm/worker/lookup.py", "officers/placing.py"),
     ),
+    "admission by what is ahead of a batch": (
+        *("hsm/front/admission_check.py", "hsm/front/costs.py"),
+    ),
     "wrapped keys": (
         *("officers/kinds/storing.py", "officers/packing.py", "officers/wrapped.py"),
         *("officers/wrapping_standing.py", "officers/possession.py"),

@@ -14,6 +14,11 @@ from signer.errors import Failure, Reason
 from signer.hsm.frames import SignFrame, SignPart, pack_wrapped
 from signer.model import KeyVersion
 
+CHUNK_SECONDS = 0.006
+"""HSM time of one chunk: long enough to spread its overhead, short enough to wait for."""
+APPLIANCE = ""
+"""The owner of what the appliance signs for itself: the checkpoints of its log."""
+
 Kind = tuple[Algorithm, int]
 """Items that cost the same: the algorithm and the length of the public key."""
 
@@ -21,10 +26,6 @@ Kind = tuple[Algorithm, int]
 def kind_of(version: KeyVersion) -> Kind:
     """Returns the kind of the items that a version signs."""
     return version.algorithm, len(version.spki)
-
-
-APPLIANCE = ""
-"""The owner of what the appliance signs for itself: the checkpoints of its log."""
 
 
 class SignJob(NamedTuple):

@@ -24,8 +24,9 @@ from signer.events import (
 from signer.hsm.frames import FrameError, FrameKind, ResultFrame, ResultPart, Verdict, pack_ids
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import Batch, Chunk, Part, Portion, kind_of
+from signer.hsm.front.costs import Costs, Pace
 from signer.hsm.front.process import WorkerProcess
-from signer.hsm.front.scheduler import Costs, Pace, Scheduler
+from signer.hsm.front.scheduler import Scheduler
 from signer.hsm.front.slot import Slot, WorkerEnd
 from signer.hsm.front.stops import Stops
 from signer.hsm.spec import FailureKind, TokenSpec

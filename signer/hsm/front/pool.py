@@ -16,6 +16,7 @@ from signer.clock import Clock
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop
 from signer.events import BreakerClosed, Events, stages
+from signer.hsm.front.admission_check import AdmissionCheck
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import LATE, Batch, Signed, SignJob, kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, WRONG, Dispatcher
@@ -25,12 +26,7 @@ from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
 from signer.model import KeyVersion, Suspended
 
-_AHEAD = 2.0
-"""How often what is ahead of a batch counts: while it is signed, as much of others comes again.
-If it counted once, each batch that is admitted while more is asked for than the HSM signs would
-wait for all of its time, and most would be late."""
 _CANARY, _CANARY_OWNER = b"signer.v1 canary", "_canary"  # no id of a facility begins so
-_SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +91,6 @@ class Pool:
         self.breaker = Breaker()
         self._keys, self._clock, self._canary_seconds = keys, clock, hang_seconds + 1
         self._canaries: asyncio.Task[None] | None = None
-        self._max_queued = max_queued
         self._loop = loop
         self._events = events
         self._now = clock.monotonic
@@ -111,6 +106,7 @@ class Pool:
             spares=spares,
         )
         self._scheduler = self._dispatcher.scheduler
+        self._admissions = AdmissionCheck(self._dispatcher, max_queued, clock)
 
     # --- for any thread --------------------------------------------------------------------
 
@@ -240,10 +236,10 @@ class Pool:
             return Admission(job)
         if (refused := self._refusal(job.version)) is not None:
             return Admission(job, refused)
-        self._check_room(job)
+        self._admissions.check_room(job)
         hashed = PROPERTIES[job.version.algorithm].hash_name
         size = 0 if hashed else sum(map(len, job.inputs))
-        self._check_time(job, size)
+        self._admissions.check_time(job, size)
         self._scheduler.promise(job.owner, kind_of(job.version), count, size)
         return Admission(job, None, count, size, self, elsewhere, deaths)
 
@@ -306,16 +302,12 @@ class Pool:
 
     def ahead(self) -> float:
         """Returns the seconds until the workers have done what waits and is admitted, about."""
-        seconds = self._scheduler.backlog() + self._dispatcher.in_flight() / 2
-        return seconds / self._workers()
+        return self._admissions.ahead()
 
     def rate(self, version: KeyVersion) -> float:
         """Returns how many items a second the workers sign with a version, about."""
-        return self._workers() / self._dispatcher.costs.estimate(kind_of(version)).item
-
-    def _workers(self) -> float:
-        """Returns how many seconds of work are done in one."""
-        return max(1, self.serving) * self._dispatcher.pace.value
+        costs = self._dispatcher.costs
+        return self._admissions.workers() / costs.estimate(kind_of(version)).item
 
     def _work_again(self) -> None:
         self._events.emit(BreakerClosed(self.token))
@@ -356,60 +348,6 @@ class Pool:
         """Returns whether a version is stopped at this token only, for a wrong signature."""
         stops = self._dispatcher.stops
         return stops.distrusts(version) and not stops.everywhere(version)
-
-    def _check_room(self, job: SignJob) -> None:
-        """Refuses a job for which the queue has no room.
-
-        One passes where nothing waits, or it never could; so does one within its owner's share,
-        so that others who fill the queue do not keep it out, until twice as many items wait.
-        """
-        scheduler, count, most = self._scheduler, len(job.inputs), self._max_queued
-        waiting = scheduler.admitted
-        over = waiting + count - most
-        if not waiting or over <= 0:
-            return
-        # Shares shrink as owners come, and those before keep what they have: without an end to
-        # it, many owners would have many times the queue.
-        within = scheduler.admitted_of(job.owner) + count <= scheduler.share(job.owner, most)
-        if within and over <= most:
-            return
-        raise CallError(
-            Reason.OVERLOADED,
-            f"{text.count(waiting, 'item waits', 'items wait')} already: try again a little later",
-            {"limit": "queued_items"},
-            retry_after=max(self.ahead() * over / waiting, _SHORTEST_HINT),
-        )
-
-    def _check_time(self, job: SignJob, size: int) -> None:
-        """Refuses a job if what is ahead of it takes too long for its deadline.
-
-        Where nothing is ahead, an estimate alone refuses nothing: it may be wrong, and only
-        signing corrects it.
-        """
-        left = job.deadline - self._now()
-        if left <= 0:
-            raise CallError(Reason.DEADLINE_TOO_SHORT, "no time is left to sign: allow more time")
-        scheduler, dispatcher = self._scheduler, self._dispatcher
-        seconds = dispatcher.costs.measured(kind_of(job.version)).of(len(job.inputs), size)
-        ahead = scheduler.backlog() if scheduler.admitted and seconds else 0.0
-        if not ahead:
-            return
-        ahead += dispatcher.in_flight()
-        if seconds + _AHEAD * ahead <= left * self._dispatcher.pace.value:
-            return  # one worker would be enough
-        before = scheduler.finish(job.owner, job.weight, seconds) - seconds
-        before += dispatcher.in_flight()
-        # That much less must be ahead, and the workers sign it in as many seconds.
-        alone = seconds / self._workers()
-        late = (alone + _AHEAD * before / self._workers() - left) / _AHEAD
-        if late > 0:
-            what = (
-                f"what waits already takes {late:.3f} s too long for the deadline: try again later"
-            )
-            if alone > left:
-                what = f"these items alone take about {alone:.3f} s: send smaller batches"
-            text = f"{what} or allow more time"
-            raise CallError(Reason.OVERLOADED, text, retry_after=max(late, _SHORTEST_HINT))
 
 
 def canary_job(version: KeyVersion, deadline: float) -> SignJob:

@@ -3,7 +3,9 @@
 import pytest
 
 from signer.algorithms import Algorithm
-from signer.hsm.front.scheduler import CHUNK_SECONDS, FORGET_SECONDS, Cost, Costs, Pace, Scheduler
+from signer.hsm.front.chunks import CHUNK_SECONDS
+from signer.hsm.front.costs import FORGET_SECONDS, Cost, Costs, Pace
+from signer.hsm.front.scheduler import Scheduler
 from tests.stand_ins import SetClock
 from tests.unit.hsm.test_scheduler import job
 

@@ -13,15 +13,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from signer.algorithms import Algorithm
 from signer.errors import Failure, Reason
-from signer.hsm.front.chunks import APPLIANCE, Batch, Chunk, Kind, Portion, SignJob
-from signer.hsm.front.scheduler import (
-    CHUNK_BYTES,
-    CHUNK_SECONDS,
-    SHARED_CHUNK_SECONDS,
-    SHARED_FOR,
-    Cost,
-    Scheduler,
-)
+from signer.hsm.front.chunks import APPLIANCE, CHUNK_SECONDS, Batch, Chunk, Kind, Portion, SignJob
+from signer.hsm.front.costs import Cost
+from signer.hsm.front.scheduler import CHUNK_BYTES, SHARED_CHUNK_SECONDS, SHARED_FOR, Scheduler
 from tests.stand_ins import key_version
 
 ALL = 10**9
