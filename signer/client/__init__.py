@@ -18,6 +18,7 @@ from typing import Self
 
 import grpc
 
+from signer.client import _cutting as cutting
 from signer.client import _exchanges as exchanges
 from signer.client import _pipeline as pipeline
 from signer.client._async_client import AsyncSignerClient
@@ -197,7 +198,7 @@ class SignerClient(Blocking):
         gathering = self._gatherings.get((key, message_format))
         if gathering is None:
             gathering = self._gathering(key, Format(message_format))
-        return gathering.sign(pipeline.octets(payload), timeout)
+        return gathering.sign(cutting.octets(payload), timeout)
 
     def _gathering(self, key: str, message_format: Format) -> ThreadGathering:
         if self._closed:
@@ -255,14 +256,14 @@ class SignerClient(Blocking):
         format or numbers below 1, before anything is sent.
         """
         wanted = Format(message_format)
-        pipeline.several(payloads)
-        pipeline.check(batch_items, in_flight)
+        cutting.several(payloads)
+        cutting.check(batch_items, in_flight)
         if batch_items is None:
             found = self.get_key(pipeline.key_of(key), timeout=timeout)
-            batch_items, in_flight = pipeline.plan(found, in_flight)
+            batch_items, in_flight = cutting.plan(found, in_flight)
         job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout, revocation)
         return pipeline.run(
-            self._call, pipeline.cut(payloads, wanted, batch_items, cosignatures), job, in_flight
+            self._call, cutting.cut(payloads, wanted, batch_items, cosignatures), job, in_flight
         )
 
     def sign_batch(

@@ -6,6 +6,7 @@ from typing import Self
 
 import grpc
 
+from signer.client import _cutting as cutting
 from signer.client import _exchanges as exchanges
 from signer.client import _pipeline as pipeline
 from signer.client._calls import Awaiting, awaited, iterated
@@ -103,7 +104,7 @@ class AsyncSignerClient(Awaiting):
         gathering = self._gatherings.get((key, message_format))
         if gathering is None or self._closed:
             gathering = self._gathering(key, Format(message_format))
-        return await gathering.sign(pipeline.octets(payload), timeout)
+        return await gathering.sign(cutting.octets(payload), timeout)
 
     def _gathering(self, key: str, message_format: Format) -> TaskGathering:
         if self._closed:
@@ -138,13 +139,13 @@ class AsyncSignerClient(Awaiting):
         first step.
         """
         wanted = Format(message_format)
-        pipeline.several(payloads)
-        pipeline.check(batch_items, in_flight)
+        cutting.several(payloads)
+        cutting.check(batch_items, in_flight)
         if batch_items is None:
             found = await self.get_key(pipeline.key_of(key), timeout=timeout)
-            batch_items, in_flight = pipeline.plan(found, in_flight)
+            batch_items, in_flight = cutting.plan(found, in_flight)
         job = pipeline.Job(key, wanted, request_id or uuid.uuid4(), timeout, revocation)
-        batches = pipeline.cut(payloads, wanted, batch_items, cosignatures)
+        batches = cutting.cut(payloads, wanted, batch_items, cosignatures)
         async for result in pipeline.run_awaited(self._call, batches, job, in_flight):
             yield result
 

@@ -16,8 +16,9 @@ from itertools import chain
 from typing import NamedTuple
 
 from signer.client._calls import Backoff
+from signer.client._cutting import BATCH_BYTES, FIELD_BYTES, LARGEST_BATCH, output_bound
 from signer.client._errors import InvalidRequestError, ItemError, SignerClientError
-from signer.client._pipeline import BATCH_BYTES, FIELD_BYTES, LARGEST_BATCH, Answer, output_bound
+from signer.client._pipeline import Answer
 from signer.errors import Code, Reason
 from signer.model import Format
 

@@ -4,16 +4,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from signer.client._cutting import fits, too_large
 from signer.client._errors import SignerClientError, for_each, late
 from signer.client._gathering import Gathering, Next, Parcel, Result, Single
-from signer.client._pipeline import (
-    AwaitedCall,
-    deadline_of,
-    fits,
-    read_answer,
-    request_of,
-    too_large,
-)
+from signer.client._pipeline import AwaitedCall, deadline_of, read_answer, request_of
 from signer.model import Format
 
 

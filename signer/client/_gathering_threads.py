@@ -15,9 +15,10 @@ from typing import Any
 import grpc
 
 from signer.client._calls import traced
+from signer.client._cutting import fits, too_large
 from signer.client._errors import closed, ended, for_each, from_rpc_error, late
 from signer.client._gathering import Gathering, Parcel, Result, Single
-from signer.client._pipeline import deadline_of, fits, read_answer, request_of, too_large
+from signer.client._pipeline import deadline_of, read_answer, request_of
 from signer.model import Format
 
 Begin = Callable[..., Any]

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from signer.client import _officer_exchanges as exchanges
 from signer.client._calls import Awaiting, Blocking, asked, awaited, iterated, paged
+from signer.client._cutting import BATCH_BYTES
 from signer.client._errors import DeadlineError, SignerClientError
 from signer.client._exchanges import DEFAULT_TIMEOUT
-from signer.client._pipeline import BATCH_BYTES
 from signer.client._values import Operation
 from signer.errors import Code
 

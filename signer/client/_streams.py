@@ -9,8 +9,9 @@ import time
 import uuid
 from typing import Any
 
+from signer.client._cutting import fits, octets, too_large
 from signer.client._errors import SignerClientError, from_call_status
-from signer.client._pipeline import deadline_of, fits, octets, read_answer, request_of, too_large
+from signer.client._pipeline import deadline_of, read_answer, request_of
 from signer.model import Format
 from signer.v1.signing_pb2 import SignStreamRequest, SignStreamResponse
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signer.client._pipeline import BATCH_BYTES, cut, fits, output_bound
+from signer.client._cutting import BATCH_BYTES, cut, fits, output_bound
 from signer.model import Format
 
 FORMATS = list(Format)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from signer.client._cutting import BATCH_BYTES, LARGEST_BATCH, output_bound
 from signer.client._errors import (
     DeniedError,
     ExhaustedError,
@@ -16,7 +17,7 @@ from signer.client._errors import (
     UnavailableError,
 )
 from signer.client._gathering import SMALLEST, Gathering, Next, Parcel, Single
-from signer.client._pipeline import BATCH_BYTES, LARGEST_BATCH, Answer, output_bound
+from signer.client._pipeline import Answer
 from signer.errors import Violation
 from signer.model import Format
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signer.algorithms import Algorithm
-from signer.client._pipeline import output_bound
+from signer.client._cutting import output_bound
 from signer.client.key_files import TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError
 from signer.errors import CallError, Reason

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from signer.algorithms import Algorithm
-from signer.client._pipeline import output_bound
+from signer.client._cutting import output_bound
 from signer.errors import CallError, Reason
 from signer.format_terms import ContentRules, FormatContext, ShcTerms
 from signer.formats import FORMATS, shc

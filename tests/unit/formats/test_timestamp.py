@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from signer.algorithms import Algorithm
-from signer.client._pipeline import output_bound
+from signer.client._cutting import output_bound
 from signer.client.key_files import TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError
 from signer.errors import CallError, Reason
