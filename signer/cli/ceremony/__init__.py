@@ -13,8 +13,9 @@ from signer import __version__
 from signer.algorithms import Algorithm
 from signer.cli.ceremony import transcript
 from signer.cli.connection import connect
-from signer.cli.operations import WAIT_SECONDS, flow, follow, result_lines
+from signer.cli.operations import flow
 from signer.cli.operations.arguments import KEY, certificate_in, principal_of, utc
+from signer.cli.operations.following import WAIT_SECONDS, follow, result_lines
 from signer.cli.operations.requested import check_foreign, request
 from signer.cli.options import FILE, FOLDER, NEW_FOLDER, token_option, yes_option
 from signer.cli.output import explained, say, write_file

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from signer.cli.completion import operation_ids
 from signer.cli.connection import client_options, describe
 from signer.cli.keys.rotating import key_of, list_option, read_list
-from signer.cli.operations import follow_options
 from signer.cli.operations.arguments import certificates_in
 from signer.cli.operations.flow import LONG, full_id, only_one
+from signer.cli.operations.following import follow_options
 from signer.cli.options import FILE, NEW_FOLDER, json_option
 from signer.cli.output import make_folder, print_json, say, write_file
 from signer.cli.progress import progress

@@ -1,9 +1,6 @@
 """``signer operations``: what security officers propose and approve."""
 
-import functools
 import hashlib
-import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,15 @@ from signer.cli.operations.flow import (
     only_one,
     operation_value,
     print_difference,
-    print_outcome,
     print_signed,
-    signed_count,
+)
+from signer.cli.operations.following import (
+    STATES,
+    as_expected,
+    follow,
+    follow_options,
+    print_operation,
+    timeout_option,
 )
 from signer.cli.operations.propose import propose
 from signer.cli.operations.requested import check_foreign
@@ -43,26 +46,11 @@ from signer.cli.output import (
     say,
     write_file,
 )
-from signer.cli.progress import progress
 from signer.client import Officers, Operation, SignerClient
 from signer.config.policy_files import write_policy_files
 from signer.errors import OperatorError
 from signer.officers.approval import ApprovalError, parse
-from signer.text import plain
 from signer.x509 import describe_certificate
-
-_BAD_ENDS = ("FAILED", "REJECTED", "EXPIRED")
-STATES = ("PROPOSED", "APPROVED", "EXECUTING", "WAITING", "DONE", *_BAD_ENDS)
-WAIT_SECONDS = 3_600.0
-
-_timeout_option = click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=click.FloatRange(0.1, 604_800),
-    default=WAIT_SECONDS,
-    show_default=True,
-    help="How long to wait for its end.",
-)
 
 
 @click.group(commands=[propose])
@@ -173,51 +161,10 @@ def _write_attachment(path: Path, content: bytes, kind: str) -> None:
         write_policy_files(path, content)
 
 
-def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:
-    """Prints for people how far an operation is, as the appliance says."""
-    lines = [
-        f"operation {operation.id} ({operation.kind}) is {operation.state}",
-        f"proposed by {operation.proposer} at {utc(operation.proposed)}",
-        *(
-            f"signed by {signature.officer} at {utc(signature.signed)}"
-            for signature in operation.signatures
-        ),
-        signed_count(operation),
-    ]
-    if operation.total:
-        lines.append(f"{operation.done} of {operation.total} steps are done")
-    if operation.note:
-        lines.append(operation.note)
-    lines += result_lines(operation.result or {})
-    if not to_stderr:
-        lines.append(next_step(operation))
-    for line in lines:
-        say(plain(line), err=to_stderr)
-
-
-def result_lines(result: Mapping[str, Any]) -> list[str]:
-    """Lays out the result of an operation: one value a line, without longer texts."""
-    lines = []
-    for name, value in sorted(result.items()):
-        label = name.replace("_", " ")
-        if isinstance(value, dict):
-            lines += [label, *(f"  {line}" for line in result_lines(value))]
-        elif isinstance(value, list):
-            lines += [label, *(f"  {item}" for item in value)]
-        elif not (isinstance(value, str) and "\n" in value):
-            shown = ("yes" if value else "no") if isinstance(value, bool) else value
-            lines.append(f"{label:<20} {'-' if value is None else shown}")
-    return lines
-
-
-def _as_expected(operation: Operation) -> bool:
-    return operation.state not in _BAD_ENDS
-
-
 @operations.command(short_help="Waits until an operation is over or waits for certificates.")
-@_timeout_option
+@timeout_option
 @client_options
-@output(operation_value, print_operation, ok=_as_expected)
+@output(operation_value, print_operation, ok=as_expected)
 @identity_argument
 def wait(*, client: SignerClient, identity: str, timeout: float) -> Operation:
     """Waits until an operation is over, or waits for certificates.
@@ -228,43 +175,6 @@ def wait(*, client: SignerClient, identity: str, timeout: float) -> Operation:
       signer operations wait ID --client officer-a.yaml
     """
     return follow(client, identity, timeout)
-
-
-def follow(client: SignerClient, identity: str, timeout: float) -> Operation:
-    """Waits for an operation, with a bar on a terminal and lines elsewhere (on stderr)."""
-
-    def line(done: int, total: int | None, state: str) -> str:
-        return f"{state}, {done} of {total} steps" if total else state
-
-    with progress("", line=line) as advance:
-        return client.operations.wait(
-            identity,
-            timeout,
-            lambda operation: advance(operation.done, operation.total or None, operation.state),
-        )
-
-
-def follow_options(command: Callable[..., Operation]) -> Callable[..., None]:
-    """Adds ``--wait``, ``--timeout`` and ``--json`` to a command that returns an operation."""
-
-    @click.option("--wait", "waits", is_flag=True, help="Wait for its end and exit as `wait` does.")
-    @_timeout_option
-    @json_option
-    @functools.wraps(command)
-    def wrapped(
-        *, client: SignerClient, waits: bool, timeout: float, as_json: bool, **options: Any
-    ) -> None:
-        operation = command(client=client, **options)
-        if waits:
-            operation = follow(client, operation.id, timeout)
-        if as_json:
-            print_json(operation_value(operation))
-        else:
-            (print_operation if waits else print_outcome)(operation)
-        if waits and not _as_expected(operation):
-            sys.exit(1)
-
-    return wrapped
 
 
 def _officers_value(answer: Officers) -> dict[str, Any]:

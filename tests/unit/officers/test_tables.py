@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from signer.cli.operations import STATES
+from signer.cli.operations.following import STATES
 from signer.client import OVER
 from signer.config.models import KINDS as CONFIGURED
 from signer.officers.execution import KINDS
