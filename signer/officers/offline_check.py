@@ -17,19 +17,11 @@ from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from signer.audit.format.record import (
-    HASH_SIZE,
-    Record,
-    RecordError,
-    RecordKind,
-    Value,
-    number,
-    octets,
-    text,
-)
+from signer.audit.format.record import HASH_SIZE, Record, RecordError, RecordKind, text
 from signer.officers import approval
 from signer.officers.approval import ApprovalError, Proposal
-from signer.officers.operation_memory import OperationMemory, OperationStage, are_ids, ids_in
+from signer.officers.control_state import ControlState
+from signer.officers.operation_memory import OperationStage
 from signer.officers.record_checks import (
     SKEW_US,
     ProblemError,
@@ -46,8 +38,6 @@ from signer.officers.records import (
     OfficersRecord,
     PolicyRecord,
     SignedRecord,
-    read_officers,
-    rows_of,
 )
 
 MAX_OFFICERS_BYTES = 192 << 10  # principals and certificates; they fit into a full snapshot
@@ -56,16 +46,11 @@ _ENDS = frozenset({"DONE", "FAILED", "WAITING"})
 _POLICY_KINDS = frozenset({"policy", "enrol"})
 
 
-class ApprovalFold:
+class ApprovalFold(ControlState):
     """The officers in force and the operations under way, folded from records.
 
-    ``officers`` are certificates (DER) by principal, None before any are known;
-    ``development``: policies need no approval; ``policy`` is the SHA-256 of the policy in
-    force, empty while it is unknown; ``officers_since`` and ``policy_since`` are the registry's
-    revisions that put them in force, -1 while unknown. ``clock_confirmed`` is the number of the
-    CLOCK that has set the time last, 0 if none has. ``deployment`` is the id that operations
-    must name, empty before the log's first baseline. ``executed`` and ``acts`` count the
-    operations that are DONE and the acts of single officers since this object was made.
+    ``executed`` and ``acts`` count the operations that are DONE and the acts of single officers
+    since this object was made.
     """
 
     def __init__(self, origin: str = "", *, checking: bool = True) -> None:
@@ -75,26 +60,17 @@ class ApprovalFold:
         state depends, as of all that is executed: somebody may have appended records while the
         daemon was stopped.
         """
-        self.officers: dict[str, bytes] | None = None
-        self.development = False
-        self.policy = b""
-        self.officers_since = self.policy_since = -1
-        self.clock_confirmed = 0
+        super().__init__()
         self._origin = origin
         self._clock_at = -1  # the last CLOCK that counts, also one of an earlier version
-        self.deployment = ""
         self.executed = 0
         self.acts = 0
         self._checking = checking
         self._begun = False
         self._problems: list[str] = []
         self._unlisted = 0
-        self._operations = OperationMemory()
-        # What has put officers or a policy in force since the baseline; never forgotten.
-        self._in_force: dict[bytes, None] = {}
         # An act of an officer who was removed a moment ago may still be recorded.
         self._before: tuple[int, frozenset[str]] = (0, frozenset())
-        self._failed_known = False  # a snapshot has said which failed: later ones must, too
         self._refused: set[bytes] = set()  # executions that nobody has approved
 
     @property
@@ -115,18 +91,6 @@ class ApprovalFold:
         snapshot must hold what the records before it come to.
         """
         self.allows(record)
-
-    def check(self, snapshot: Record) -> None:
-        """Raises RecordError if a snapshot does not hold what the records before it come to."""
-        control, known = snapshot.fields.get("control"), self.snapshot()["control"]
-        empty = control is None and self.officers is None  # made before there were officers
-        if isinstance(control, Mapping) and isinstance(known, Mapping):
-            if "failed" not in control and not self._failed_known:  # made by an earlier version
-                control = {**control, "failed": known["failed"]}
-            else:
-                self._failed_known = True
-        if not empty and control != known:
-            raise RecordError("the snapshot does not say which officers led to it")
 
     def allows(self, record: Record) -> bool:
         """Applies the next record; returns whether officers have allowed it.
@@ -151,25 +115,6 @@ class ApprovalFold:
         """Returns whether officers have confirmed a CLOCK, the last one that was applied."""
         return clock.seq == self._clock_at
 
-    def snapshot(self) -> dict[str, Value]:
-        """Returns the field of a SNAPSHOT record that holds this state, ``control``."""
-        control: dict[str, Value] = {
-            "officers": None if self.officers is None else rows_of(self.officers),
-            "development": self.development,
-            "policy": self.policy,
-            "operations": self._operations.packed,
-            "failed": self._operations.packed_failed,
-        }
-        if self.deployment:
-            control |= {
-                "deployment": self.deployment,
-                "since": [self.officers_since, self.policy_since],
-                "in_force": b"".join(self._in_force),
-            }
-        if self.clock_confirmed:
-            control["clock"] = self.clock_confirmed
-        return {"control": control}
-
     def has_failed(self, operation: str) -> bool:
         """Returns whether an operation has failed here, and has not begun again since."""
         return self._operations.has_failed(uuid.UUID(operation).bytes)
@@ -192,32 +137,6 @@ class ApprovalFold:
         elif control is not None:
             self._load(control)
 
-    def _load(self, control: Value) -> None:
-        match control:
-            case {
-                "officers": None | list() as officers,
-                "development": bool(development),
-                "policy": bytes(policy),
-                "operations": bytes(rows),
-            } if OperationMemory.is_packed(rows):
-                self.officers = None if officers is None else read_officers(officers)
-                self.development, self.policy = development, policy
-                self._operations.load(rows, octets(control, "failed", b""))
-            case _:
-                raise ProblemError("the snapshot's officers cannot be read")
-        match control:
-            case {
-                "deployment": str(deployment),
-                "since": [int(officers_since), int(policy_since)],
-                "in_force": bytes(packed),
-            } if are_ids(packed):
-                self.deployment = deployment
-                self.officers_since, self.policy_since = officers_since, policy_since
-                self._in_force = dict.fromkeys(ids_in(packed))
-        if isinstance(control, Mapping):
-            self.clock_confirmed = number(control, "clock", 0)
-            self._failed_known = "failed" in control
-
     def _baseline(self, record: Record) -> None:
         """Takes the deployment's id from the first part of a baseline."""
         if record.fields.get("baseline") is not True or record.fields.get("part") != 1:
@@ -225,14 +144,6 @@ class ApprovalFold:
         if self.deployment and not self.development:
             raise ProblemError("states are taken as given again, which only the first baseline may")
         self.deployment = text(record.fields, "deployment")
-
-    def _put_in_force(self, operation: str) -> None:
-        """Remembers that an operation's officers or policy came into force: they do so once."""
-        identity = operation_id(operation)
-        if identity in self._in_force:
-            raise ProblemError(f"operation {operation} has put this in force before (repeated)")
-        if self.deployment:
-            self._in_force[identity] = None
 
     def _known_officers(self, what: str) -> dict[str, bytes]:
         if self.officers is None:
