@@ -38,6 +38,7 @@ _IMPORTED = (
     "rich.progress",
     "rich.table",
     "sqlalchemy.dialects.sqlite",
+    "sqlite3",
 )
 """What programs import, also when they run; anything else is imported by each fork."""
 _FROM_A_SHELL = """#!{python} -IS

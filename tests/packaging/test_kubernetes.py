@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ SIGNER = [sys.executable, "-P", "-m", "signer"]
 DATA = "/var/lib/signer"
 
 
+@cache
 def read(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 

@@ -6,6 +6,7 @@ the same rules fire on a real appliance.
 
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def promtool(*arguments: object) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
+@cache
 def rules() -> list[dict[str, Any]]:
     files = [yaml.safe_load(path.read_text()) for path in RULES]
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
