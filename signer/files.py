@@ -32,13 +32,18 @@ def replace_file(
     """
     data = content.encode() if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.draft")
-    draft.unlink(missing_ok=True)
-    descriptor = create_file(draft, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+    try:
+        descriptor = create_file(draft, mode)
+    except FileExistsError:
+        draft.unlink()
+        descriptor = create_file(draft, mode)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
         if durable:
-            file.flush()
             os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     draft.replace(path)
 
 

@@ -1,6 +1,7 @@
 """Names of people as a certificate has them: in Unicode, and in the letters of machine readers."""
 
 import unicodedata
+from functools import lru_cache
 
 _LETTERS = {
     "Ä": "AE",
@@ -58,6 +59,7 @@ def passport_form(text: str) -> str:
     return made
 
 
+@lru_cache(maxsize=4096)
 def _letters(character: str) -> str:
     if "A" <= character <= "Z":
         return character

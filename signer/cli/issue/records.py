@@ -319,8 +319,11 @@ def _standard(
         return "X"
 
 
+_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _encoded(value).encode()
 
 
 def uvci_of(issuer: CertificateIssuer, digest: bytes) -> str:
