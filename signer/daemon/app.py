@@ -232,12 +232,9 @@ def _hsm(
     make_state(config.state)
     return Hsm(
         {
-            token.label: Pool(
-                token_spec(token, config.state),
-                workers=token.workers,
-                start_seconds=token.start_seconds,
-                hang_seconds=token.hang_seconds,
-                max_queued=config.limits.queued_items,
+            token.label: Pool.of(
+                token,
+                config,
                 loop=base.loop,
                 events=events,
                 clock=base.clock,

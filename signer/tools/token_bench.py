@@ -24,7 +24,6 @@ from signer.event_loop import EventLoop
 from signer.events import Events
 from signer.hsm.front.admin import AdminWorker, open_admin
 from signer.hsm.front.pool import Pool, canary_job
-from signer.hsm.front.process import token_spec
 from signer.hsm.front.service import Hsm
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import WorkerMode
@@ -169,12 +168,9 @@ class _Tokens:
         self._loop, self._clock, self._version = EventLoop(), SystemClock(), version
         self._start_seconds = max(token.start_seconds for token in tokens)
         pools = {
-            token.label: Pool(
-                token_spec(token, config.state),
-                workers=token.workers,
-                start_seconds=token.start_seconds,
-                hang_seconds=token.hang_seconds,
-                max_queued=config.limits.queued_items,
+            token.label: Pool.of(
+                token,
+                config,
                 loop=self._loop,
                 events=Events(),
                 clock=self._clock,

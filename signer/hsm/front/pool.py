@@ -13,6 +13,7 @@ from typing import Self
 from signer import text
 from signer.algorithms import PROPERTIES
 from signer.clock import Clock
+from signer.config.models import Config, TokenConfig
 from signer.errors import CallError, Failure, Reason
 from signer.event_loop import EventLoop
 from signer.events import BreakerClosed, Events, stages
@@ -20,7 +21,7 @@ from signer.hsm.front.admission_check import AdmissionCheck
 from signer.hsm.front.breaker import Breaker
 from signer.hsm.front.chunks import LATE, Batch, Signed, SignJob, kind_of
 from signer.hsm.front.dispatcher import NOT_SERVING, WRONG, Dispatcher
-from signer.hsm.front.process import WorkerProcess
+from signer.hsm.front.process import WorkerProcess, token_spec
 from signer.hsm.front.scheduler import Waiting
 from signer.hsm.front.slot import WorkerStatus
 from signer.hsm.spec import FailureKind, TokenSpec
@@ -107,6 +108,32 @@ class Pool:
         )
         self._scheduler = self._dispatcher.scheduler
         self._admissions = AdmissionCheck(self._dispatcher, max_queued, clock)
+
+    @classmethod
+    def of(
+        cls,
+        token: TokenConfig,
+        config: Config,
+        *,
+        loop: EventLoop,
+        events: Events,
+        clock: Clock,
+        keys: Callable[[], Iterable[KeyVersion]],
+        spares: Sequence[WorkerProcess] = (),
+    ) -> Self:
+        """Returns the workers of a token as the configuration has them."""
+        return cls(
+            token_spec(token, config.state),
+            workers=token.workers,
+            start_seconds=token.start_seconds,
+            hang_seconds=token.hang_seconds,
+            max_queued=config.limits.queued_items,
+            loop=loop,
+            events=events,
+            clock=clock,
+            keys=keys,
+            spares=spares,
+        )
 
     # --- for any thread --------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from signer.officers.kinds.enrolment_table import (
     read_table,
 )
 from signer.officers.kinds.operation_context import OperationContext, OperationError
-from signer.officers.kinds.policy_change import WRITTEN, PutPolicy, replaced_problems, unwritten
+from signer.officers.kinds.policy_change import PutPolicy, put_in_force, replaced_problems
 from signer.officers.kinds.storing import is_stored, place_text, storage_problems, wrapping_key_of
 from signer.policy import values
 from signer.policy.difference import new_facilities
@@ -144,17 +144,7 @@ class EnrolKind(OperationKind[Enrol]):
         with work.admin(details.token) as admin:
             made = _made(rows, details.wrapping_key, admin, work)
             save_made(made, work, len(rows), len(rows))
-        return Effects(
-            policy=text.text,
-            policy_since=work.context.stored.policy_since,
-            officers_since=work.context.stored.officers_since,
-            result={
-                "policy_sha256": details.policy_sha256,
-                "keys": details.keys,
-                "file": details.file,
-                "policy_files": unwritten(text, work.context) or WRITTEN,
-            },
-        )
+        return put_in_force(text, work.context, keys=details.keys, file=details.file)
 
 
 def _made(

@@ -66,16 +66,7 @@ class PutPolicyKind(OperationKind[PutPolicy]):
         return lines
 
     def execute(self, details: PutPolicy, work: Work) -> Effects:
-        text = self._text(details, work.context)
-        return Effects(
-            policy=text.text,
-            policy_since=work.context.stored.policy_since,
-            officers_since=work.context.stored.officers_since,
-            result={
-                "policy_sha256": details.policy_sha256,
-                "policy_files": unwritten(text, work.context) or WRITTEN,
-            },
-        )
+        return put_in_force(self._text(details, work.context), work.context)
 
     def _text(self, details: PutPolicy, context: OperationContext) -> PolicyText:
         """Returns the policy: stored with the proposal, or before that the one in the files."""
@@ -101,6 +92,20 @@ def sent(context: OperationContext) -> PolicyText:
         raise OperationError(*map(str, error.problems)) from None
     except ValueError as error:
         raise OperationError(f"attachment: {error}") from None
+
+
+def put_in_force(text: PolicyText, context: OperationContext, **result: object) -> Effects:
+    """Returns the effects of an operation that puts a policy in force; ``result`` says more."""
+    return Effects(
+        policy=text.text,
+        policy_since=context.stored.policy_since,
+        officers_since=context.stored.officers_since,
+        result={
+            "policy_sha256": text.policy.sha256,
+            **result,
+            "policy_files": unwritten(text, context) or WRITTEN,
+        },
+    )
 
 
 def unwritten(text: PolicyText, context: OperationContext) -> str:
