@@ -109,7 +109,7 @@ def bench(
 
     Each round runs the plain loop (two threads, token objects, as it is usually
     written), the appliance, and the best loop (session copies) for a moment each,
-    so that what else the machine does meets all of them. Figures are medians of the
+    so that other load on the machine affects all of them. Figures are medians of the
     rounds. If the plain loop varies by more than 25 %, nothing is judged. The
     exit code is 1 if a goal is missed or a case cannot be measured.
 

@@ -112,9 +112,9 @@ def _print_findings(findings: list[Finding]) -> None:
 def doctor(*, config_file: Path) -> list[Finding]:
     """Examines the machine: module, token, files, certificates, registry, disk, clock, ports.
 
-    Run it before `signer init`, before and after an upgrade, and in trouble; the daemon may
-    run. No PIN is tried and nothing is changed. Run it as the user of the daemon.
-    The exit code is 1 if something is wrong; warnings leave it 0.
+    Run it before `signer init`, before and after an upgrade, and when something is
+    wrong, also while the daemon runs. No PIN is tried and nothing is changed. Run it as
+    the user of the daemon. The exit code is 1 if something is wrong; warnings leave it 0.
 
     \b
       signer doctor --config /etc/signer/signer.yaml

@@ -84,16 +84,16 @@ def bench(
     seconds: float,
     failover: bool,
 ) -> dict[str, Any]:
-    """Measures what a token does, and with how many sessions it does most.
+    """Measures how fast a token is, and with how many sessions it is fastest.
 
-    Signatures a second by the number of sessions, each in a worker process as the
-    daemon has them; a search for a key by its CKA_ID; an unwrap, if the module
-    wraps keys with AES; the login. All keys are objects of the sessions: nothing
-    is left on the token, and no key of yours signs. The PIN is read from the
+    Measures signatures per second by the number of sessions (each in a worker
+    process, as in the daemon), a search for a key by its CKA_ID, an unwrap if the
+    module wraps keys with AES, and the login. All keys are session objects: nothing
+    is left on the token, and none of your keys signs. The PIN is read from the
     token's `pin_file`, and tried by one session before the others open.
 
-    A daemon that uses the token meanwhile shares it with the bench: measure a token
-    that is idle, or one in daily use to see what is left.
+    A daemon that uses the token at the same time shares it with the bench: measure
+    an idle token, or one in daily use to see how much capacity is left.
 
     \b
     How many workers does the HSM need?

@@ -20,6 +20,13 @@ config_option = click.option(
     help="The daemon's configuration, as in /etc/signer/signer.yaml.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+inputs_argument = click.argument(
+    "inputs",
+    metavar="INPUT...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+)
 token_option = click.option(
     "--token", metavar="LABEL", default="", help="Which token; needed if there are several."
 )

@@ -60,7 +60,7 @@ def _show(made: list[dict[str, object]]) -> None:
     "signer",
     metavar="NAME",
     shell_complete=key_and_version_names,
-    help="The key or version that signed the certificates; without it the list is for any.",
+    help="The key or version that signed the certificates; without it the list applies to any.",
 )
 @click.option("--country", required=True, metavar="CC", help="The issuer in the certificates.")
 @click.option(
@@ -94,11 +94,11 @@ def build(
 ) -> list[dict[str, object]]:
     """Builds signed lists of revoked certificates from FILE, or standard input (`-`).
 
-    Each line is a UVCI, as `ci` has it in a certificate, or the text of a
-    certificate, HC1:...; handles of the kind SIGNATURE need the texts. Lines that
-    say the same count once. A list has up to 1,000 handles and no names: it is a
-    CMS signature with the list in JSON inside (batch-0001.p7m), beside it the JSON
-    alone. Verifiers check it with the certificate of the key, which
+    Each line is a UVCI (the member `ci` of a certificate) or the text of a
+    certificate, HC1:...; handles of the kind SIGNATURE need the texts. Duplicate
+    lines count once. A list has up to 1,000 handles and no names: it is a CMS
+    signature that contains the list in JSON (batch-0001.p7m); the JSON alone is
+    written beside it. Verifiers check it with the certificate of the key, which
     `signer keys export --form certificates` publishes.
 
     \b

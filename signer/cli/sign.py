@@ -12,7 +12,7 @@ import click
 
 from signer.cli.completion import key_and_version_names
 from signer.cli.connection import connect, daemon_options
-from signer.cli.options import FILE
+from signer.cli.options import FILE, inputs_argument
 from signer.cli.output import explained, make_folder, put, say, write_file
 from signer.cli.progress import progress
 from signer.client import ItemError, ItemResult, SignerClient, SignerClientError
@@ -87,7 +87,7 @@ _Item = tuple[_Source, bytes]
     "--batch",
     metavar="N",
     type=click.IntRange(1, 4096),
-    help="Payloads a call; by default what policy and quotas allow, up to 500.",
+    help="Payloads per call; by default as many as policy and quotas allow, at most 500.",
 )
 @click.option(
     "--timeout",
@@ -97,13 +97,7 @@ _Item = tuple[_Source, bytes]
     show_default=True,
     help="For each call, with all its retries.",
 )
-@click.argument(
-    "inputs",
-    metavar="INPUT...",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-)
+@inputs_argument
 def sign(
     *,
     client_file: Path,

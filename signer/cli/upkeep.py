@@ -72,9 +72,9 @@ def init(
     of them sign. An officer's certificate has the principal as its only URI; its key
     signs operations. The policy in the files is the first one in force.
 
-    A further appliance joins: the log of one that was there before must account for all that
-    is in the registry, or an edited copy of it would be taken as given. Where no log is left,
-    or none is signed by a checkpoint yet, say so: `signer audit verify` tells it to auditors.
+    A further appliance joins: the log of an earlier one must account for all that is in the
+    registry, or an edited copy of it would be taken as given. If no log is left, or none has a
+    checkpoint yet, give the reason: `signer audit verify` reports it to auditors.
 
     The public audit key is written into the log's directory. Give a copy to the
     auditor: it verifies every checkpoint and every proof.

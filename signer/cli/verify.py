@@ -14,7 +14,7 @@ import click
 from signer.algorithms import Algorithm
 from signer.cli.connection import connect, optional_daemon_options
 from signer.cli.operations.arguments import TIME
-from signer.cli.options import FILE, PATHS
+from signer.cli.options import FILE, PATHS, inputs_argument
 from signer.cli.output import explained, say
 from signer.cli.revoked import RevocationLists
 from signer.client.key_files import KeysError, TrustedKey
@@ -56,7 +56,7 @@ class _Judged(NamedTuple):
     "signature_file",
     metavar="FILE",
     type=FILE,
-    help="A raw or CMS signature or a time-stamp, also in Base64; INPUT is then what it is of.",
+    help="A raw or CMS signature or a time-stamp, also in Base64; INPUT is then what it signs.",
 )
 @click.option(
     "--format",
@@ -70,8 +70,8 @@ class _Judged(NamedTuple):
     "--at",
     metavar="TIME",
     type=TIME,
-    help="Judge the message as at this time instead of now, as in 2022-01-31T00:00:00Z, or +7d"
-    " from now.",
+    help="Compare times with this one instead of the current time, as in"
+    " 2022-01-31T00:00:00Z, or +7d from now.",
 )
 @click.option(
     "--revocations",
@@ -82,13 +82,7 @@ class _Judged(NamedTuple):
     help="A signed list of revoked certificates, or a folder of them (*.p7m). Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
-@click.argument(
-    "inputs",
-    metavar="INPUT...",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-)
+@inputs_argument
 def verify(
     *,
     keys_files: tuple[Path, ...],
@@ -103,21 +97,21 @@ def verify(
 ) -> None:
     """Verifies signed messages and raw signatures; `-` is standard input.
 
-    A JWS, a SMART Health Card, a COSE_Sign1 and the text of an HCERT hold what they
-    sign; of a raw or CMS signature INPUT is the message, or its digest (raw or in
-    hex). Of a card the times are checked, too, of an HCERT the times and the type,
-    and of a CMS signature or a time-stamp that its certificate was valid at its time.
-    Times are judged as of now; --at is for what has expired since.
+    A JWS, a SMART Health Card, a COSE_Sign1 and the text of an HCERT contain what they
+    sign; for a raw or CMS signature, INPUT is the message or its digest (raw or in hex).
+    Also checked are the times of a card, the times and the type of an HCERT, and for a
+    CMS signature or a time-stamp whether its certificate was valid at its time. Times
+    are compared with the current time; --at is for messages that have expired since.
 
     An HCERT in a list of --revocations is not valid. `signer revocations build` makes
-    these lists. A list must be signed by a trusted key and not have ended; else
+    these lists. A list must be signed by a trusted key and must not have ended; otherwise
     nothing is verified.
 
-    The keys that are trusted come from --keys, and then no appliance is called;
-    without it from the appliance. A list of keys is as good as its age: export it
-    anew to learn of compromised keys.
+    The trusted keys come from --keys, and then no appliance is called; without --keys
+    they come from the appliance. An old list of keys does not show keys that were
+    compromised since: export it again from time to time.
 
-    Exit codes: 0 all are valid, 1 one is not, 2 wrong usage.
+    Exit codes: 0 all are valid, 1 at least one is not, 2 wrong usage.
 
     \b
       signer keys export --form jwks --client auditor.yaml > keys.json

@@ -51,7 +51,7 @@ class ControlState:
         return {"control": control}
 
     def check(self, snapshot: Record) -> None:
-        """Raises RecordError if a snapshot does not hold what the records before it come to."""
+        """Raises RecordError if a snapshot differs from the result of the records before it."""
         control, known = snapshot.fields.get("control"), self.snapshot()["control"]
         empty = control is None and self.officers is None  # made before there were officers
         if isinstance(control, Mapping) and isinstance(known, Mapping):

@@ -1,4 +1,4 @@
-"""What is known before a judgement of the registry, and what it comes to: values only."""
+"""What is known before the registry is judged, and the result of that: values only."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class Known:
 
 @dataclass(slots=True)
 class Judgement:
-    """What another state of the registry comes to.
+    """The result of judging another state of the registry.
 
     ``state`` may be served. ``records`` belong into the log before it is, in this order.
     ``refused`` says what is not served, ``by_hand`` which stops nobody accounts for.

@@ -78,7 +78,7 @@ class KeyHistory:
     """
 
     def __init__(self, standings: StandingFold, *, operations_elsewhere: bool = False) -> None:
-        """``standings`` is what records of keys come to, up to the same record."""
+        """``standings`` is the result of the records of keys, up to the same record."""
         self.complete = False
         self._standings = standings
         self._begun = (0, 0)  # the record of the baseline or snapshot, and its time

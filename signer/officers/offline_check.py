@@ -2,8 +2,8 @@
 
 Pure: a fold over the few records about officers, operations and policies. The same records
 in the same order give the same state, whether folded in one go or from a snapshot on. A
-record that officers have not allowed is a problem, as text, and never an error: whether the
-log is whole is another question. So the daemon starts in spite of problems, and
+record that officers have not allowed is reported as a problem (a text), never as an error:
+whether the log is whole is another question. So the daemon starts in spite of problems, and
 ``signer audit verify`` reports them.
 
 Officers and policies that are not validly approved do not come into force here: otherwise
@@ -56,9 +56,8 @@ class ApprovalFold(ControlState):
     def __init__(self, origin: str = "", *, checking: bool = True) -> None:
         """Begins before the first record of the log ``origin``; "" if that is not known.
 
-        Without ``checking`` only what counts is checked. That are the signatures on which the
-        state depends, as of all that is executed: somebody may have appended records while the
-        daemon was stopped.
+        Without ``checking`` only the signatures on which the state depends are verified, such as
+        those of every execution: somebody may have appended records while the daemon was stopped.
         """
         super().__init__()
         self._origin = origin
@@ -88,14 +87,14 @@ class ApprovalFold(ControlState):
         """Applies the next record; kinds outside KINDS change nothing.
 
         A snapshot as the first record is where the fold begins, and is trusted. A later
-        snapshot must hold what the records before it come to.
+        snapshot must equal the result of the records before it.
         """
         self.allows(record)
 
     def allows(self, record: Record) -> bool:
         """Applies the next record; returns whether officers have allowed it.
 
-        Without ``checking`` by those rules alone on which the state depends.
+        Without ``checking`` only the rules count on which the state depends.
         """
         first, self._begun = not self._begun, True
         try:

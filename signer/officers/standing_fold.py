@@ -1,7 +1,7 @@
 """The standings and suspensions that a log accounts for, added up from its records of keys.
 
-One judge for all who read a log: the daemon at its start, and everybody who verifies it. Records
-are chained, but not signed one by one: who has the disk can append some while the daemon is
+The daemon at its start and every verifier judge a log by this one fold. Records are chained,
+but not signed one by one: anyone with access to the disk can append some while the daemon is
 stopped. So a record of keys counts for no more than its operation permits, by the approved
 bytes; what it says beyond that is a problem, and is not taken. A move towards a stop is.
 """
@@ -273,7 +273,7 @@ class StandingFold:
                 by = taken.permit.wrapped_with(version.place)
             another = self.wrapped.is_of_another(row.name, row.pin)
             if by is None or by.key != row.wrapping_key or another:
-                text = f"the wrapped key of {row.name} is another one"
+                text = f"the wrapped key of {row.name} has changed"
                 taken.problems.append(f"{text}, and no operation of officers has made it")
                 continue
             self.wrapped.put(row.name, row.standing._replace(since=by.since))
@@ -339,7 +339,7 @@ class StandingFold:
         return {"standings": standings}
 
     def check(self, snapshot: Record) -> None:
-        """Raises RecordError if a snapshot does not hold what the records before it come to.
+        """Raises RecordError if a snapshot differs from the result of the records before it.
 
         Places need not be there: snapshots of earlier versions, and those after them, lack them.
         Nor need since when keys are wrapped, in a log that an earlier version has begun.

@@ -169,7 +169,7 @@ def read_kept(directory: Path, policy: bytes) -> Policy | str:
         text = " ".join(str(error).split())
         return f"the text of policy {name} is not a valid policy here: {text}"
     if read.policy.sha256 != name or len(policy) != HASH_SIZE:
-        return f"the text of policy {name} is another one"
+        return f"the text of policy {name} does not have that SHA-256"
     return read.policy
 
 

@@ -223,12 +223,12 @@ class Ledger:
         }
 
     def check(self, snapshot: Record) -> None:
-        """Raises RecordError if a snapshot does not hold what the records before it come to."""
+        """Raises RecordError if a snapshot differs from the result of the records before it."""
         if any(name in snapshot.fields for name in FIELDS) and self.contradicts(snapshot.fields):
             raise RecordError(RESET)
 
     def contradicts(self, said: Fields) -> bool:
-        """Returns whether a snapshot does not hold what the records so far come to.
+        """Returns whether a snapshot differs from the result of the records so far.
 
         Of a version it may say more, and nothing if an earlier release wrote it: a log that is
         read from such a snapshot on has items of which only the key is known.

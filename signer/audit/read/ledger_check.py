@@ -53,7 +53,7 @@ class LedgerPart:
 
 
 class LedgerFold:
-    """Every snapshot's requests and usage are what the records before it come to."""
+    """Requests and usage in every snapshot equal the result of the records before it."""
 
     part: ClassVar[Callable[[], LedgerPart]] = LedgerPart
 

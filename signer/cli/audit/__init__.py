@@ -52,7 +52,7 @@ def _print(shown: dict[str, Any] | list[dict[str, Any]]) -> None:
 def show(
     *, log: LogFiles, seq: int | None, last: int, wanted: Wanted
 ) -> dict[str, Any] | list[dict[str, Any]]:
-    """Shows one record in full, or the last ones in a table, or the last that you want.
+    """Shows one record in full, or the last ones that match in a table.
 
     An outcome is shown where its intent is: it has no principal and key of its own.
 

@@ -174,8 +174,8 @@ def issue(
       signer issue --client moh.yaml --facility-client province.yaml \\
         --key facilities/moh/keys/dcc --out july --qr png --pages a5 july.csv
 
-    A run that was interrupted goes on with the same command within 24 hours, and
-    signs nothing twice. Records that failed are tried again, issued ones left alone.
+    After an interruption give the same command again within 24 hours: it continues and
+    signs nothing twice. Failed records are tried again; issued certificates stay.
 
     \b
     Corrected records get new certificates; the old ones are to be revoked:
@@ -185,7 +185,7 @@ def issue(
         --key facilities/moh/keys/documents --of facilities/moh/keys/dcc \\
         --out revoked july/revoked.txt
 
-    Exit codes: 0 all have a certificate, 1 one has not, 2 wrong usage.
+    Exit codes: 0 all have a certificate, 1 at least one has none, 2 wrong usage.
     """
     if (images or pages) and find_spec("segno") is None:
         raise OperatorError("--qr and --pages need `pip install 'signer-appliance[issue]'`")

@@ -108,8 +108,8 @@ _add(
     "create-wrapping-key",
     """Creates a key that wraps private keys.
 
-    It does not leave its token. Keys that are made from then on are wrapped by it, those of
-    profiles with `storage: wrapped`.
+    It never leaves its token. From then on it wraps the new keys of profiles with
+    `storage: wrapped`.
 
     \b
       signer operations propose create-wrapping-key --token hsm-1 \\
@@ -121,9 +121,9 @@ _add(
     "place-wrapping-key",
     """Lets another token unwrap what a wrapping key wraps.
 
-    The token --token then signs with what the wrapping key with the id ID has wrapped.
-    Copy the wrapping key by the HSM's own means first, under the same CKA_ID. The token must
-    unwrap a key and sign once, and the registry's public key verifies that.
+    The token --token can then sign with the keys that the wrapping key ID has wrapped.
+    First copy the wrapping key by the HSM's own means, under the same CKA_ID. The token must
+    unwrap a key and sign once, and that key's public key in the registry must verify it.
 
     \b
       signer operations propose place-wrapping-key ID --token hsm-2 \\
@@ -134,25 +134,29 @@ _add(
 )
 _add(
     "rewrap",
-    """Wraps by another wrapping key all that one wraps.
+    """Moves wrapped keys from one wrapping key to another.
 
-    FROM is the id of the one, --to that of the other. Public keys stay as they are. Then FROM
-    may be destroyed, by destroy-wrapping-key.
+    FROM and --to are ids of wrapping keys. Public keys do not change. Afterwards FROM can be
+    destroyed by destroy-wrapping-key.
 
     \b
       signer operations propose rewrap ID --client officer-a.yaml
     """,
     click.argument("from_key", metavar="FROM"),
     click.option(
-        "--to", "to_key", metavar="ID", default="", help="The other one; without: the newest."
+        "--to",
+        "to_key",
+        metavar="ID",
+        default="",
+        help="The wrapping key to move to; without: the newest.",
     ),
     token_option,
 )
 _add(
     "destroy-wrapping-key",
-    """Destroys a wrapping key that wraps nothing any more.
+    """Destroys a wrapping key that no longer wraps a key.
 
-    ID is that of the wrapping key.
+    ID is its id, as `signer keys wrapping-keys` lists it.
 
     \b
       signer operations propose destroy-wrapping-key ID --client officer-a.yaml
@@ -205,7 +209,8 @@ _add(
     "clock",
     """Confirms the appliance's clock, which is in doubt.
 
-    It has jumped, or differs from the log; until it is right or confirmed nothing is signed.
+    The clock has jumped, or differs from the log; nothing is signed until it is right or
+    confirmed.
     Look at the clock yourself before you sign: you confirm the time that the appliance shows.
     If records of the audit log have a wrong time, name the first one; the times of all after
     it are wrong as well. `signer audit show` lists them.
@@ -251,7 +256,7 @@ _add(
     "destroy",
     """Destroys the private key of VERSION on its token. This cannot be undone.
 
-    Its destruction must have been scheduled, and the time must have come.
+    Its destruction must have been scheduled for a time that has passed.
 
     \b
       signer operations propose destroy facilities/moh/keys/dcc/versions/1 \\
@@ -275,10 +280,8 @@ _add(
     "add-placement",
     """Lets the token --token sign with VERSION, too.
 
-    It holds the same private key.
-
-    Copy the key by the HSM's own means first, under the same CKA_ID or under another one. The
-    token must sign once, and the registry's public key verifies that.
+    First copy the private key to it by the HSM's own means, under the same CKA_ID or another.
+    The token must sign once, and the public key in the registry must verify it.
 
     \b
       signer operations propose add-placement facilities/moh/keys/dcc/versions/1 \\
@@ -291,7 +294,7 @@ _add(
         metavar="HEX",
         default="",
         callback=lambda _context, _option, value: value.lower(),
-        help="On that token; without: the same.",
+        help="The CKA_ID on that token; without: the same.",
     ),
 )
 _add(

@@ -102,7 +102,7 @@ def export(*, appliance: ApplianceFile, folder: Path, yes: bool) -> Exported:
     """Writes the files of the policy in force into a folder, which then holds no other policy.
 
     Other files of a policy there are replaced or removed; on a terminal you are asked before.
-    So a draft on the appliance is replaced by the policy in force, too.
+    This also replaces a draft on the appliance by the policy in force.
 
     \b
       signer policy export --in-force policy --client officer-a.yaml

@@ -10,9 +10,9 @@ from signer.hsm.front.chunks import SignJob, kind_of
 from signer.hsm.front.dispatcher import Dispatcher
 
 _AHEAD = 2.0
-"""How often what is ahead of a batch counts: while it is signed, as much of others comes again.
-If it counted once, each batch that is admitted while more is asked for than the HSM signs would
-wait for all of its time, and most would be late."""
+"""How often what is ahead of a batch counts: as much work of others arrives while the batch waits.
+If it counted once, under overload every admitted batch would wait until its deadline, and most
+would be late."""
 _SHORTEST_HINT = 0.05  # seconds: a refused caller does not come back at once
 
 

@@ -34,7 +34,7 @@ from signer.model import KeyVersion
 
 ATTEMPTS = 2
 WRONG_SIGNATURES_STOP_TOKEN = 3
-WATCH_SECONDS = 0.1  # so often is looked for workers that hang
+WATCH_SECONDS = 0.1  # between two searches for workers that hang
 AWAY_SECONDS = 5.0
 """How long no worker serves before what waits fails: its callers then still have time."""
 FRAME_SECONDS = 0.0005
