@@ -106,6 +106,27 @@ def test_a_token_that_goes_and_comes_back(daemon: Daemon) -> None:
     assert daemon.sign(300) == {"ok": 300}
 
 
+@pytest.mark.parametrize("lookup", ["index", "search"])
+def test_a_token_that_goes_while_workers_sign(daemon: Daemon, lookup: str) -> None:
+    """SoftHSM returns no error when its folder is gone: its searches find nothing."""
+    daemon.configure(token={"key_lookup": lookup})
+    daemon.start()
+    assert daemon.sign(40) == {"ok": 40}
+    hide_token(daemon)
+    with daemon.client() as client:
+
+        def refused() -> bool:
+            items = client.sign_batch(OTHERS, "MESSAGE", [b"m"] * 40, timeout=5)
+            assert {item.error and item.error.reason for item in items} == {"HSM_UNAVAILABLE"}
+            return daemon.health() == "NOT_SERVING"
+
+        until(refused, "health says that the token is away")
+        assert "no token with label" in daemon.reason() or "C_Initialize" in daemon.reason()
+        show_token(daemon)
+        until(lambda: not daemon.reason(), "it serves again")
+        assert all(item.ok for item in client.sign_batch(OTHERS, "MESSAGE", [b"m"], timeout=5))
+
+
 # --- the PIN ------------------------------------------------------------------------------
 
 

@@ -132,12 +132,12 @@ class ChunkSigner:
     def sign(self, chunk: SignFrame) -> ResultFrame:
         """Signs the parts of a chunk in order.
 
-        Raises CryptokiError if the session must not go on.
+        Raises CryptokiError or TokenFailure if the session must not go on.
         """
         return ResultFrame(chunk.chunk, [self.sign_part(part) for part in chunk.parts])
 
     def sign_part(self, part: SignPart) -> ResultPart:
-        """Signs what one key has in a chunk; raises CryptokiError if the session must not go on.
+        """Signs what one key has in a chunk; raises what ``sign`` raises.
 
         Its time includes what is done once for a key: to find it, or to unwrap it.
         """
@@ -157,6 +157,8 @@ class ChunkSigner:
                 self._pins.begin_again(part)
                 result = self._attempt(part, width)
         except NotOneKey as found:
+            if found.verdict in (Verdict.NO_KEY, Verdict.NO_WRAPPING_KEY):
+                self._token.look_for_itself()  # else its absence would pass for the key's
             return _refused(found.verdict)
         except CryptokiError as error:
             if error.usable:

@@ -110,6 +110,15 @@ class Token:
             self.objects.destroy(self._copies.popitem(last=False)[1])
         return copy
 
+    def look_for_itself(self) -> None:
+        """Raises TokenFailure if the token is away.
+
+        Some modules say so by no return code of a search, and by none of C_SignInit: they
+        show no objects any more, also when the token is back.
+        """
+        with self.doing("be found any more"):
+            self.session.token.slot.get_token()
+
     def is_key(self, handle: int, cka_id: bytes) -> bool:
         """Returns whether a handle is still that of the key: modules may use handles again."""
         names = self.objects.names(handle)

@@ -19,6 +19,7 @@ from signer.hsm.frames import (
     unpack_json,
 )
 from signer.hsm.spec import FailureKind, TokenFailure
+from signer.hsm.spec import FailureKind, TokenFailure
 from signer.hsm.worker import __main__ as worker
 from signer.hsm.worker.return_values import _CLASSES, CryptokiError, ErrorClass
 from signer.hsm.worker.unwrapping import NotOneKey
@@ -106,6 +107,7 @@ class FakeToken:
         self.handles: list[int | Verdict] = []
         self.forgotten: list[bytes] = []
         self.reused: set[int] = set()
+        self.away = False
 
     def private_key(self, cka_id: bytes) -> int:
         handle = self.handles.pop(0) if self.handles else int(cka_id)
@@ -118,6 +120,10 @@ class FakeToken:
 
     def is_key(self, handle: int, _: bytes) -> bool:
         return handle not in self.reused
+
+    def look_for_itself(self) -> None:
+        if self.away:
+            raise TokenFailure(FailureKind.MODULE_FATAL, "it is away", leave=True)
 
 
 @pytest.fixture
@@ -216,6 +222,18 @@ def test_a_key_whose_handle_is_dead_is_looked_up_once_more(
     assert token.handles == []
     if verdict is Verdict.SIGNED:
         assert result.split() == [b"5" * 64]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.NO_KEY, Verdict.NO_WRAPPING_KEY])
+def test_a_token_that_is_away_is_not_a_key_that_it_lacks(
+    signer: worker.ChunkSigner, verdict: Verdict
+) -> None:
+    token: Any = signer._token
+    token.handles, token.away = [60, verdict], True
+    with pytest.raises(TokenFailure, match="it is away"):
+        signer.sign_part(part(b"1"))
+    token.handles, token.away = [60, verdict], False
+    assert signer.sign_part(part(b"1")).verdict is verdict
 
 
 def test_a_handle_that_another_key_has_now_is_no_wrong_signature(
