@@ -44,7 +44,13 @@ class Sealing:
         shippers = [Shipper(Folder(config.mirror, clock), events)] if config.mirror else []
         folder = Folder(config.directory / CHECKPOINTS, clock)
         self._checkpointer = Checkpointer(
-            log.growth, self._head, self._seal, folder, shippers=shippers, events=events
+            log.growth,
+            self._head,
+            self._seal,
+            folder,
+            shippers=shippers,
+            events=events,
+            clock=clock,
         )
 
     def start(self) -> None:

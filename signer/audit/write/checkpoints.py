@@ -31,6 +31,9 @@ MAX_ITEMS_BEHIND = 10_000
 INTERVAL = 0.5
 """Seconds that a checkpoint waits for more records: the rest of its second is for the token."""
 
+REPORT_SECONDS = 60.0
+"""After which a failure that lasts is reported again: reports of its cause would drown in it."""
+
 _KEEP_EVERY = 3600
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
@@ -140,6 +143,7 @@ class Checkpointer:
         *,
         shippers: Iterable[Shipper],
         events: Events,
+        clock: Clock,
     ) -> None:
         self.newest: tuple[Checkpoint, str] | None = None
         self._growth, self._head = growth, head
@@ -147,6 +151,8 @@ class Checkpointer:
         self._folder = folder
         self._shippers = tuple(shippers)
         self._events = events
+        self._clock = clock
+        self._failure, self._reported = "", 0.0  # the last one that was reported, and when
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
 
     def start(self) -> None:
@@ -180,16 +186,23 @@ class Checkpointer:
             checkpoint = self._head()
             note = self._seal(checkpoint)
         except Exception as error:  # noqa: BLE001  whatever the token does, signing goes on
-            text = f"the log could not be signed: {error}; tried again"
-            self._events.emit(CheckpointFailed(text))
+            self._report(f"the log could not be signed: {error}; tried again")
             return False
         self.newest = checkpoint, note
         self._events.emit(CheckpointMade(checkpoint.size, note))
         for shipper in self._shippers:
             shipper.offer(checkpoint, note)
         if failure := self._folder.try_put(checkpoint, note):
-            self._events.emit(CheckpointFailed(f"{failure}; tried again"))
-        return not failure
+            self._report(f"{failure}; tried again")
+            return False
+        self._failure = ""
+        return True
+
+    def _report(self, failure: str) -> None:
+        now = self._clock.monotonic()
+        if failure != self._failure or now - self._reported >= REPORT_SECONDS:
+            self._failure, self._reported = failure, now
+            self._events.emit(CheckpointFailed(failure))
 
 
 def set_aside(

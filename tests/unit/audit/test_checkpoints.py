@@ -21,6 +21,7 @@ from signer.audit.write.checkpoints import (
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import Growth
 from signer.events import CheckpointFailed, CheckpointMade, CheckpointShipped, ShippingFailed
+from tests.daemon import until
 from tests.stand_ins import Recorder, SetClock
 
 ORIGIN = "signer.example/test"
@@ -96,10 +97,17 @@ def running(
     reports: Checkpoints,
     ship_to: Folder | None = None,
     seal_with: Callable[[Checkpoint], str] = seal,
+    clock: SetClock | None = None,
 ) -> Iterator[Checkpointer]:
     shippers = [Shipper(ship_to, reports.events)] if ship_to else []
     checkpointer = Checkpointer(
-        log.growth, log.head, seal_with, folder, shippers=shippers, events=reports.events
+        log.growth,
+        log.head,
+        seal_with,
+        folder,
+        shippers=shippers,
+        events=reports.events,
+        clock=clock or SetClock(),
     )
     checkpointer.start()
     yield checkpointer
@@ -207,20 +215,33 @@ def test_closing_covers_the_last_records_at_once(
 
 @pytest.mark.usefixtures("quick")
 def test_a_token_that_fails_is_asked_again(tmp_path: Path, reports: Checkpoints) -> None:
-    broken = threading.Event()
-    broken.set()
+    why, tries, clock = ["the token is away"], [0], SetClock()
 
     def seal_or_fail(checkpoint: Checkpoint) -> str:
-        if broken.is_set():
-            raise RuntimeError("the token is away")
+        tries[0] += 1
+        if why[0]:
+            raise RuntimeError(why[0])
         return seal(checkpoint)
 
-    with running(Log(3), Folder(tmp_path, SetClock()), reports, seal_with=seal_or_fail):
-        reports.wait(lambda: len(reports.failures) >= 3)
+    def tried(more: int) -> None:
+        wanted = tries[0] + more
+        until(lambda: tries[0] >= wanted, "it is tried again")
+
+    folder = Folder(tmp_path, SetClock())
+    with running(Log(3), folder, reports, seal_with=seal_or_fail, clock=clock):
+        tried(20)
+        assert len(reports.failures) == 1, "a failure that goes on is reported once"
+        why[0] = "the token is full"
+        tried(20)
+        assert len(reports.failures) == 2, "another one at once"
+        clock.forward(shipping.REPORT_SECONDS)
+        tried(20)
+        assert len(reports.failures) == 3, "and again after a while"
         assert reports.made == []
-        broken.clear()
+        why[0] = ""
         reports.wait(lambda: reports.made == [3])
     assert "the token is away" in reports.failures[0]
+    assert "the token is full" in reports.failures[2]
 
 
 def test_a_token_that_fails_does_not_hold_up_the_stop(tmp_path: Path, reports: Checkpoints) -> None:
@@ -240,7 +261,7 @@ def test_a_local_disk_that_fails_does_not_keep_it_from_being_shipped(
     disk = FailingDisk()
     local = Folder(tmp_path / "local", SetClock(), disk)
     with running(Log(3), local, reports, Folder(tmp_path / "far", SetClock())):
-        reports.wait(lambda: len(reports.failures) >= 2 and bool(reports.shipped))
+        reports.wait(lambda: bool(reports.failures) and bool(reports.shipped))
         disk.failing = False
     assert read_newest([tmp_path / "far"], parse).checkpoint == checkpoint_of(3)
     assert read_newest([tmp_path / "local"], parse).checkpoint == checkpoint_of(3)

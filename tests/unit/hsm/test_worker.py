@@ -19,7 +19,6 @@ from signer.hsm.frames import (
     unpack_json,
 )
 from signer.hsm.spec import FailureKind, TokenFailure
-from signer.hsm.spec import FailureKind, TokenFailure
 from signer.hsm.worker import __main__ as worker
 from signer.hsm.worker.return_values import _CLASSES, CryptokiError, ErrorClass
 from signer.hsm.worker.unwrapping import NotOneKey
