@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from signer.cli.connection import client_file_of, connect
+from signer.cli.connection import client_file_of, client_is_from_environment, connect
 from signer.cli.output import say
 from signer.client import OVER, SignerClient
 
@@ -50,17 +50,22 @@ def _asking(ask: Callable[[SignerClient], Iterable[str]]) -> Complete:
         param: click.Parameter,  # noqa: ARG001  click's signature
         incomplete: str,
     ) -> list[CompletionItem]:
-        given = ctx.params.get("client_file") or os.environ.get("SIGNER_CLIENT")
-        config = ctx.params.get("config_file")
         try:
-            file = client_file_of(Path(config)) if config and not given else Path(given or "")
-            with connect(file) as client:
+            with connect(_client_file(ctx)) as client:
                 found = sorted({text for text in ask(client) if text.startswith(incomplete)})
         except Exception:  # noqa: BLE001  nobody can read an error in a prompt
             return []
         return [CompletionItem(text) for text in found]
 
     return complete
+
+
+def _client_file(ctx: click.Context) -> Path:
+    """Returns the client file that the command would use."""
+    client_file, config = ctx.params.get("client_file"), ctx.params.get("config_file")
+    if config and (not client_file or client_is_from_environment(ctx)):
+        return client_file_of(Path(config))
+    return Path(client_file or os.environ.get("SIGNER_CLIENT", ""))
 
 
 def _versions(client: SignerClient) -> list[str]:

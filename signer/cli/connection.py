@@ -139,8 +139,7 @@ def _either_option(command: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(command)
     def wrapped(*, client_file: Path | None, config_file: Path | None, **options: object) -> T:
         context = click.get_current_context()
-        source = context.get_parameter_source("client_file")
-        if config_file is not None and source is ParameterSource.ENVIRONMENT:
+        if config_file is not None and client_is_from_environment(context):
             client_file = None  # and it does not matter whether it exists
         if client_file is not None:
             [option] = [each for each in context.command.params if each.name == "client_file"]
@@ -153,6 +152,11 @@ def _either_option(command: Callable[..., T]) -> Callable[..., T]:
         return command(appliance=appliance, **options)
 
     return wrapped
+
+
+def client_is_from_environment(context: click.Context) -> bool:
+    """Returns whether no option named the client file: then ``--config`` counts more."""
+    return context.get_parameter_source("client_file") is ParameterSource.ENVIRONMENT
 
 
 def client_options(command: Callable[..., T]) -> Callable[..., T]:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from signer import __version__
-from signer.cli.lazy import LazyGroup
+from signer.cli.groups import LazyGroup
 from signer.cli.output import say
 from signer.distinguished_name import ignore_lengths
 from signer.errors import ConfigError, OperatorError
@@ -49,10 +49,14 @@ _MODULES = {
 
 
 _ELSEWHERE = {
+    "config": "`signer check`",
     "help": "`signer --help`",
     "login": "`--client FILE`, which names your certificate, with each command",
     "policies": "`signer policy`",
+    "seal": "`signer keys suspend everything`",
+    "start": "`signer serve`",
     "status": "`signer health` and `signer top`",
+    "unseal": "`signer operations propose resume everything`",
     "version": "`signer --version`",
 }
 """What other products call these."""

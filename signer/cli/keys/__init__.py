@@ -2,6 +2,7 @@
 
 import click
 
+from signer.cli.groups import Group
 from signer.cli.keys.exporting import export
 from signer.cli.keys.requests import certificates, requests
 from signer.cli.keys.rotating import plan, rotate
@@ -10,6 +11,7 @@ from signer.cli.keys.stopping import compromise, suspend, suspensions
 
 
 @click.group(
+    cls=Group,
     commands=[
         certificates,
         compromise,
@@ -23,7 +25,20 @@ from signer.cli.keys.stopping import compromise, suspend, suspensions
         suspend,
         suspensions,
         wrapping_keys,
-    ]
+    ],
+    elsewhere={
+        "activate": "`signer operations propose activate`",
+        "create": "`signer operations propose create-key`",
+        "deactivate": "`signer operations propose deactivate`",
+        "delete": "`signer operations propose schedule-destruction`, then `destroy`",
+        "destroy": "`signer operations propose destroy`",
+        "disable": "`signer keys suspend`",
+        "enable": "`signer operations propose resume`",
+        "generate": "`signer operations propose create-key`",
+        "import": "`signer operations propose import-certificate`",
+        "resume": "`signer operations propose resume`",
+        "revoke": "`signer keys compromise`",
+    },
 )
 def keys() -> None:
     """Shows keys, plans and rotates them, stops them, and publishes them.

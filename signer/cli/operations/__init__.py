@@ -8,6 +8,7 @@ import click
 
 from signer.cli.completion import operation_ids
 from signer.cli.connection import client_options
+from signer.cli.groups import Group
 from signer.cli.operations.arguments import read_file, utc
 from signer.cli.operations.flow import (
     LONG,
@@ -53,7 +54,11 @@ from signer.officers.approval import ApprovalError, parse
 from signer.x509 import describe_certificate
 
 
-@click.group(commands=[propose])
+@click.group(
+    cls=Group,
+    commands=[propose],
+    elsewhere={"rotate": "`signer keys rotate`", "sign": "`signer operations approve`"},
+)
 def operations() -> None:
     """Proposes and approves operations, which need more than one officer.
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from signer.algorithms import Algorithm
+from signer.cli.groups import Group
 from signer.cli.operations.arguments import (
     KEY,
     TIME,
@@ -46,7 +47,15 @@ _placed_option = click.option("--token", metavar="LABEL", required=True, help="T
 _version_argument = click.argument("version", metavar="VERSION", type=VERSION)
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    short_help="Proposes an operation, signed by you, for another officer.",
+    elsewhere={
+        "compromise": "`signer keys compromise`, which one officer does at once",
+        "rotate": "`signer keys rotate`",
+        "suspend": "`signer keys suspend`, which one officer does at once",
+    },
+)
 def propose() -> None:
     """Proposes an operation, signed by you; another officer approves it.
 
@@ -229,7 +238,7 @@ _add(
 )
 _add(
     "deactivate",
-    """Ends VERSION for good; what it has signed stays valid.
+    """Ends VERSION for good; its signatures stay valid.
 
     \b
       signer operations propose deactivate facilities/moh/keys/dcc/versions/1 \\

@@ -5,7 +5,7 @@ Officers use it from their desks, so only the commands that read rules import wh
 
 import click
 
-from signer.cli.lazy import LazyGroup
+from signer.cli.groups import LazyGroup
 
 
 @click.group(

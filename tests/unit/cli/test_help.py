@@ -34,7 +34,8 @@ def test_lists_of_commands_have_whole_sentences_in_80_columns() -> None:
     cut = []
     for _, ctx in every():
         words = [*ctx.command_path.split()[1:], "--help"]
-        text = CliRunner().invoke(cli, words, terminal_width=80).output
+        # Click leaves two columns of a terminal free, and none where a test runs it.
+        text = CliRunner().invoke(cli, words, terminal_width=78).output
         listed = text.partition("Commands:\n")[2]
         cut += [line for line in listed.splitlines() if not line.endswith(".") or "..." in line]
         assert max(map(len, listed.splitlines())) <= 80
@@ -91,6 +92,12 @@ def test_what_was_mistyped_is_suggested(words: tuple[str, ...], meant: str) -> N
         (["status"], "signer health"),
         (["help"], "--help"),
         (["policy", "read"], "signer policy get"),
+        (["seal"], "signer keys suspend everything"),
+        (["keys", "create"], "signer operations propose create-key"),
+        (["keys", "revoke"], "signer keys compromise"),
+        (["keys", "resume"], "signer operations propose resume"),
+        (["operations", "rotate"], "signer keys rotate"),
+        (["operations", "propose", "rotate"], "signer keys rotate"),
     ],
 )
 def test_what_other_products_call_otherwise_is_told(words: list[str], instead: str) -> None:
@@ -173,6 +180,28 @@ def test_names_and_ids_are_completed(
     monkeypatch.setenv("SIGNER_CLIENT", str(file))
     assert completed(words, monkeypatch) == found
     assert set(asked) <= {file}
+
+
+def test_an_option_says_which_appliance_completes_and_beats_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("signer.yaml", "mine.yaml", "environment.yaml"):
+        (tmp_path / name).touch()
+    asked: list[Path] = []
+
+    @contextmanager
+    def connect(path: Path) -> Iterator[PlayedClient]:
+        asked.append(path)
+        yield PlayedClient()
+
+    monkeypatch.setattr(completion, "connect", connect)
+    monkeypatch.setattr(completion, "client_file_of", lambda config: Path(f"client of {config}"))
+    monkeypatch.setenv("SIGNER_CLIENT", "environment.yaml")
+    assert completed("operations show --config signer.yaml a", monkeypatch) == ["a1"]
+    assert completed("operations show --client mine.yaml a", monkeypatch) == ["a1"]
+    assert completed("operations show a", monkeypatch) == ["a1"]
+    assert list(map(str, asked)) == ["client of signer.yaml", "mine.yaml", "environment.yaml"]
 
 
 def test_without_an_appliance_nothing_is_completed_and_nothing_said(

@@ -1,4 +1,4 @@
-"""Groups whose commands are imported when they run: a list of commands imports none of them."""
+"""Groups of commands: what they suggest for other names, and some that import when they run."""
 
 import importlib
 from collections.abc import Mapping
@@ -8,13 +8,38 @@ from typing import Any
 import click
 
 
-class LazyGroup(click.Group):
-    """A group of commands in modules of their own.
+class Group(click.Group):
+    """A group of commands. ``elsewhere`` says what to use instead of names of other products."""
+
+    def __init__(
+        self,
+        *arguments: Any,
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
+        **attributes: Any,
+    ) -> None:
+        super().__init__(*arguments, **attributes)
+        self._elsewhere = elsewhere
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Says what to use instead of an unknown command, or suggests those with a like name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            if instead := self._elsewhere.get(error.command_name):
+                text = f"No such command {error.command_name!r}: use {instead}."
+                raise click.UsageError(text, ctx) from None
+            known = self.list_commands(ctx)
+            raise click.NoSuchCommand(error.command_name, None, known, ctx) from None
+
+
+class LazyGroup(Group):
+    """A group of commands in modules of their own: a list of them imports none.
 
     ``summaries`` has the line of each command in the list of commands, ``modules`` where it is:
     the module of ``package`` that has the command as its member of that name. A command that
-    ``modules`` does not name is in the module of its own name. ``elsewhere`` says what to use
-    instead of names that commands have in other products.
+    ``modules`` does not name is in the module of its own name.
     """
 
     def __init__(
@@ -23,12 +48,10 @@ class LazyGroup(click.Group):
         package: str,
         summaries: Mapping[str, str],
         modules: Mapping[str, str],
-        elsewhere: Mapping[str, str] = MappingProxyType({}),
         **attributes: Any,
     ) -> None:
         super().__init__(*arguments, **attributes)
         self._package, self._summaries, self._modules = package, summaries, modules
-        self._elsewhere = elsewhere
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return sorted(self._summaries)
@@ -45,15 +68,3 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(sorted(self._summaries.items()))
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Suggests commands for a mistyped one, as click does where it knows them all."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.NoSuchCommand as error:
-            if instead := self._elsewhere.get(error.command_name):
-                text = f"No such command {error.command_name!r}: use {instead}."
-                raise click.UsageError(text, ctx) from None
-            raise click.NoSuchCommand(error.command_name, None, self._summaries, ctx) from None
