@@ -160,10 +160,10 @@ class Accounts:
             )
         return judged
 
-    def look(self) -> None:
-        """Notes that what is in the registry now is accounted for."""
+    def look(self, at: float) -> None:
+        """Notes that what was in the registry at a time is accounted for."""
         if not self.refused:
-            self._looked = self._clock.now()
+            self._looked = at
 
     @property
     def files_decide(self) -> bool:

@@ -107,7 +107,11 @@ class Appliance:
         self._http: HttpPort | None = None
         self._timestamps: TimestampPort | None = None
         self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
-        self._following = threading.Thread(target=self._follow, name="registry", daemon=True)
+        # Two threads: no stop waits until the change before it is in the log.
+        self._following = [
+            threading.Thread(target=self._obey, name="stops", daemon=True),
+            threading.Thread(target=self._follow, name="registry", daemon=True),
+        ]
         self._closing = threading.Event()
 
     def start(self) -> None:
@@ -145,7 +149,8 @@ class Appliance:
                 self._base.events,
             )
         self._edge.readiness.listening = True
-        self._following.start()
+        for thread in self._following:
+            thread.start()
         self._core.inventory.start()
         self._base.events.emit(
             Started(str(self._base.config.listen), self._core.served.snapshot.policy.sha256)
@@ -194,8 +199,10 @@ class Appliance:
         self._edge.server.drain(self._base.config.limits.drain_seconds)
         self._closing.set()
         self._core.inventory.close()
-        if self._following.is_alive():
-            self._following.join()
+        self._core.serving.changed.set()  # which ends the wait for a change
+        for thread in self._following:
+            if thread.is_alive():
+                thread.join()
         self._core.executor.close()
         self._core.records.daemon_log.close()
         self._core.sealing.close()
@@ -213,17 +220,23 @@ class Appliance:
         for number in numbers:
             signal.signal(number, lambda received, _: self._signals.put(signal.Signals(received)))
 
-    def _follow(self) -> None:
-        """Follows the registry and resumes operations, in a thread: a database may hang."""
-        swept = compared = 0.0
+    def _obey(self) -> None:
+        """Stops what the registry stops, in a thread: a database may hang."""
         while not self._closing.wait(TICK_SECONDS):
+            self._core.serving.obey()
+
+    def _follow(self) -> None:
+        """Serves changes and resumes operations, in a thread of its own: a disk may hang."""
+        swept = compared = 0.0
+        while not self._closing.is_set():
+            self._core.serving.changed.wait(TICK_SECONDS)
             try:
-                self._core.serving.follow()
+                self._core.serving.serve()
                 if self._base.clock.monotonic() - compared >= COMPARE_SECONDS:
                     compared = self._base.clock.monotonic()
                     self._core.serving.compare()
                 if self._base.clock.monotonic() - swept >= SWEEP_SECONDS:
                     swept = self._base.clock.monotonic()
                     self._core.executor.sweep()
-            except Exception as error:  # noqa: BLE001 - without this thread suspensions are missed
+            except Exception as error:  # noqa: BLE001 - without this thread no change is served
                 self._base.events.emit(Bug("follow the registry", error, {}))

@@ -1,10 +1,13 @@
-"""What is served now: keys, policy and suspensions, kept in step with the registry."""
+"""What is served now: keys, policy and suspensions, kept in step with the registry.
 
-import math
+A change of the registry comes into force in two steps. What it stops is stopped at once
+(``signer.daemon.enforcement``). The rest is judged and recorded, and served when it is durable in
+the log: one change at a time, under ``Serving.lock``, which no stop waits for.
+"""
+
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import NamedTuple
 
 from signer.clock import FlooredClock
@@ -12,29 +15,20 @@ from signer.config.models import Config
 from signer.config.policy_documents import PolicyText
 from signer.daemon.accounts import Accounts
 from signer.daemon.audit_log import DaemonLog
+from signer.daemon.enforcement import Enforcement, snapshot_of
 from signer.daemon.policy_in_force import PolicyInForce
 from signer.errors import ConfigError, OperatorError
-from signer.events import (
-    Bug,
-    Events,
-    KeysChanged,
-    PolicyChanged,
-    RegistryUnreadable,
-    SuspensionsChanged,
-)
+from signer.events import Bug, Events, PolicyChanged, RegistryUnreadable
 from signer.hsm.front.service import Hsm
-from signer.key_index import KeyIndex
 from signer.keys.registry import Registry, RegistryState
 from signer.keys.rows import UnreadableError, UnreadableRow
-from signer.model import KeyName, KeyState, KeyVersion, Scope, Suspended, Suspension
+from signer.model import KeyVersion, Suspension
 from signer.officers.approval import Officers
 from signer.officers.judgement import Judgement
 from signer.officers.kinds.operation_context import OperationContext
 from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 
-_STOPPED = frozenset({KeyState.SUSPENDED, KeyState.COMPROMISED, KeyState.DESTROYED})
-"""States that also stop batches which began before."""
 COMPARED = 200  # versions that one comparison reads
 
 
@@ -50,12 +44,18 @@ class Begun(NamedTuple):
         return snapshot_of(self.judged.state, self.policies.text.policy)
 
 
+class _Problem(NamedTuple):
+    """Why the registry is not followed; ``defect`` is for what must not be, and was."""
+
+    text: str = ""
+    defect: str = ""
+
+
 class Serving:
     """Makes the daemon serve the registry's newest state. Safe to call from any thread.
 
-    ``error`` says why the registry is not followed; it is empty while it is. Where the database
-    does not answer, what was served last is served on. Where it answers and nothing can be
-    followed, because its row of ``revision`` cannot be read, nothing is signed.
+    Where the database does not answer, what was served last is served on. Where it answers and
+    nothing can be followed, because its row of ``revision`` cannot be read, nothing is signed.
     """
 
     def __init__(
@@ -71,21 +71,24 @@ class Serving:
         events: Events,
     ) -> None:
         """``begun`` is what ``served`` holds."""
-        self.lock = threading.RLock()  # held while what is served changes
-        self.error = ""
-        self._defect = ""  # the kind of error that must not be, and was
-        self._halted = ""  # why everything is stopped here, whatever officers have stopped
-        # Where the stops of a state are in force and the rest is not served yet: these versions.
-        self._begun: set[tuple[KeyName, int]] | None = None
+        self.lock = threading.RLock()  # held while a change is recorded and then served
+        self.changed = threading.Event()  # set when there is something to serve
+        self._unread, self._unserved = _Problem(), _Problem()  # of the last look, the last change
         self._registry, self._state = registry, begun.state
         self._accounts, self._first = begun.accounts, begun.judged
-        self._policies, self._served, self._hsm = begun.policies, served, hsm
+        self._policies, self._served = begun.policies, served
+        self._enforcement = Enforcement(
+            registry, begun.state, served=served, hsm=hsm, clock=clock, events=events
+        )
         self._log, self._clock, self._events = log, clock, events
         self._tokens = tuple(token.label for token in config.tokens)
         self._needed = config.operations.all_needed()
         self._compared, self._seen = 0, 0  # the rows of versions that were compared in this pass
-        self._ended_until = clock.now()  # session copies of versions that ended before are gone
-        self._next_end = _end_after(begun.judged.state.keys, self._ended_until)
+
+    @property
+    def error(self) -> str:
+        """Why the registry is not followed; empty while it is."""
+        return self._unread.text or self._unserved.text
 
     @property
     def policy(self) -> Policy:
@@ -99,8 +102,9 @@ class Serving:
 
     @property
     def suspensions(self) -> Sequence[Suspension]:
-        """What officers have suspended besides keys, by the registry's state that is served."""
-        return self._accounts.state.suspensions
+        """What is suspended besides keys, recorded or not."""
+        served, newest = self._accounts.state.suspensions, self._enforcement.newest.suspensions
+        return sorted({(flag.scope, flag.name): flag for flag in (*served, *newest)}.values())
 
     @property
     def files_decide(self) -> bool:
@@ -110,7 +114,8 @@ class Serving:
     @property
     def reason(self) -> str:
         """Why the registry is not served as it is; empty where it is."""
-        return self._halted or self._defect or self._accounts.reason()
+        defect = self._unread.defect or self._unserved.defect
+        return self._enforcement.halted or defect or self._accounts.reason()
 
     @property
     def unreadable(self) -> Sequence[UnreadableRow]:
@@ -125,24 +130,40 @@ class Serving:
     def begin(self) -> None:
         """Records what is served first, and stops what is suspended. Raises OperatorError."""
         self._accounts.record(self._first, self._policies.text, self._log)
-        self._hsm.suspend(self._served.snapshot.suspended, [])
+        self._enforcement.begin()
         self._policies.begin_files(self._accounts.state)
 
-    def follow(self) -> bool:
-        """Serves what the registry holds now; the last state stays while it cannot be read.
+    def obey(self) -> bool:
+        """Stops what the registry has stopped; returns whether all of that is stopped here.
 
-        Returns whether everything that the registry has stopped is stopped here; that does
-        not depend on the other changes.
+        It depends on no other change, and waits for none. The last state stays where the
+        registry cannot be read.
         """
         try:
-            head = self._registry.head()
-            self._policies.parse_early(head.policy)
-            with self.lock:
-                known = self._state
-                new = head.revision != known.keys.revision
-                return self._serve(self._registry.state(known.keys) if new else known)
+            newest = self._enforcement.obey()
         except Exception as error:  # noqa: BLE001 - suspensions are missed: that must be seen
-            return self._failed(error)
+            self._unread = self._failed(error, self._unread)
+            return isinstance(error, UnreadableError)  # then everything is stopped
+        self._unread = _Problem()
+        if newest is not self._state:
+            self.changed.set()
+        return True
+
+    def serve(self) -> None:
+        """Serves the state that ``obey`` has read; leaves it to another thread that does so."""
+        self.changed.clear()
+        self._policies.parse_early(self._enforcement.newest.policy)
+        if self.lock.acquire(blocking=False):
+            try:
+                self._serve()
+            finally:
+                self.lock.release()
+
+    def follow(self) -> bool:
+        """Does both; returns what ``obey`` does."""
+        if stopped := self.obey():
+            self.serve()
+        return stopped
 
     def compare(self) -> None:
         """Compares a part of the registry with the rows that were read, whatever its revision.
@@ -150,7 +171,7 @@ class Serving:
         So a change by hand that did not raise the revision is found, too. All of a small
         registry is one part.
         """
-        known = self._state
+        known = self._enforcement.newest
         try:
             newest, page = self._registry.state_and_page(known.keys, self._compared, COMPARED)
             # What has raised the revision since is served as it is read, and does not count.
@@ -166,11 +187,13 @@ class Serving:
                 self._seen = 0
             self._compared = page.last or 0
             # Rows of operations are not compared: look again whether they can be read now.
-            if differs or moved or self._accounts.unreadable:
-                with self.lock:  # which is held for what is read, or it could be an earlier state
-                    self._serve(self._registry.state(None if differs else self._state.keys))
+            if not (differs or moved or self._accounts.unreadable):
+                return
+            self._enforcement.obey(again=True, whole=differs)
         except Exception as error:  # noqa: BLE001 - suspensions are missed: that must be seen
-            self._failed(error)
+            self._unread = self._failed(error, self._unread)
+        else:
+            self.serve()
 
     def draft(self) -> PolicyText | None:
         """Returns the policy in the files if it is another one; see ``PolicyInForce.draft``."""
@@ -184,9 +207,8 @@ class Serving:
                 self._log.keep_policy(draft.policy.sha256, draft.text)
                 with self._registry.writing() as write:
                     write.put_policy(draft.text)
-                state = self._registry.state(self._state.keys)
-                self._stop(state)
-                self._take(state, from_files=True)
+                self._enforcement.obey(again=True)
+                self._take(from_files=True)
             except OperatorError as error:
                 raise self._policies.refusal(str(error)) from error
 
@@ -195,10 +217,10 @@ class Serving:
         state = self._registry.state(self._state.keys)
         if state.keys.revision != self._state.keys.revision:
             # Officers and policy are those that are served: serve this state first. Otherwise
-            # without the lock: a reader does not wait for a thread that waits for the database.
+            # without the lock: a reader does not wait for a thread that waits for the log.
             with self.lock:
-                state = self._registry.state(self._state.keys)
-                self._serve(state)
+                state = self._enforcement.obey()
+                self._serve()
         return self._context(state)
 
     @contextmanager
@@ -208,8 +230,8 @@ class Serving:
             revision = self._registry.revision()
             read = [self._state] if known is None else [self._state, known.state]
             if any(state.keys.revision != revision for state in read):
-                state = self._registry.state(self._state.keys)
-                self._serve(state)
+                state = self._enforcement.obey()
+                self._serve()
                 known = self._context(state)
             yield known or self._context(self._state)
 
@@ -250,160 +272,56 @@ class Serving:
 
     # --- changes ---------------------------------------------------------------------------
 
-    def _serve(self, state: RegistryState) -> bool:
-        """Serves a state of the registry; returns whether everything that it stops is stopped."""
-        stopped = False
+    def _serve(self) -> None:
+        """Serves the newest state that was read. For the thread that has the lock."""
         try:
-            if state is not self._state or self._halted or self._begun is not None:
-                self._begun = self._begun or set()
-                self._stop(state)
-                stopped = True
-                self._take(state)
-                self._begun = None
-            stopped = True
-            if state.keys.revision < self._accounts.latest:  # it was put back from a backup
+            newest, looked = self._enforcement.newest, self._enforcement.looked
+            if newest is not self._state or self._enforcement.pending:
+                self._take()
+            if newest.keys.revision < self._accounts.latest:  # it was put back from a backup
                 self._registry.raise_revision(self._accounts.latest)
-            self._end_by_clock()
-            self._accounts.look()
-            self.error = self._defect = ""
-        except Exception as error:  # noqa: BLE001 - as in `follow`
-            self._failed(error)
-        return stopped
+            self._enforcement.end_by_clock()
+            if newest is self._state:
+                self._accounts.look(looked)
+            self._unserved = _Problem()
+        except Exception as error:  # noqa: BLE001 - as in `obey`
+            self._unserved = self._failed(error, self._unserved)
 
-    def _failed(self, error: Exception) -> bool:
-        """Reports why the registry is not followed; returns whether everything is stopped.
-
-        Everything is, where what it holds is the reason.
-        """
-        if isinstance(error, OperatorError | ConfigError):
-            self._defect = ""
-        else:
+    def _failed(self, error: Exception, before: _Problem) -> _Problem:
+        """Reports why the registry is not followed, once; stops everything if nothing can be."""
+        defect = ""
+        if not isinstance(error, OperatorError | ConfigError):
             self._events.emit(Bug("follow the registry", error, {}))
-            self._defect = f"the registry is not followed: {type(error).__name__}, see the log"
-        if str(error) != self.error:
+            defect = f"the registry is not followed: {type(error).__name__}, see the log"
+        if str(error) != before.text:
             self._events.emit(RegistryUnreadable(str(error)))
-        self.error = str(error) or self._defect
-        halts = isinstance(error, UnreadableError)
-        if halts:
-            with self.lock:
-                self._halt(f"the registry cannot be followed, nothing is signed: {error}")
-        return halts
+        if isinstance(error, UnreadableError):
+            self._enforcement.halt(f"the registry cannot be followed, nothing is signed: {error}")
+        return _Problem(str(error) or defect, defect)
 
-    def _halt(self, reason: str) -> None:
-        """Stops everything until the registry can be followed again."""
-        if not self._halted:
-            snapshot = self._served.snapshot
-            self._suspend(snapshot, replace(snapshot.suspended, everything=reason), ())
-        self._halted = reason
-
-    def _stop(self, state: RegistryState) -> None:
-        """Stops what a new state has stopped, before any change that could be refused."""
-        now, served = self._clock.now(), self._served.snapshot.keys
-        stopped = {
-            new: f"{new.name} is {new.state_at(now)}"
-            for new in state.keys.changed_since(self._state.keys)
-            if new.state_at(now) in _STOPPED or _plan_is_cancelled(new, served)
-        }
-        for row in state.unreadable:
-            version = None if row.version is None else served.version(*row.version)
-            if version is not None:
-                stopped[version] = row.text
-        if stopped:
-            self._hsm.stop_keys(stopped)
-        if self._begun is not None:
-            self._begun |= {(version.key, version.number) for version in stopped}
-        snapshot = self._served.snapshot
-        more = _suspended(state, self.policy)
-        both = Suspended(
-            snapshot.suspended.everything or more.everything,
-            {**more.facilities, **snapshot.suspended.facilities},
-        )
-        if both != snapshot.suspended:
-            self._suspend(snapshot, both, state.suspensions)
-
-    def _suspend(self, before: Snapshot, suspended: Suspended, flags: Sequence[Suspension]) -> None:
-        """Puts other suspensions in force: first for new jobs, then for those that wait."""
-        self._served.snapshot = replace(self._served.snapshot, suspended=suspended)
-        halted = [
-            version
-            for version in before.keys
-            if suspended.reason(version.key.facility)
-            and not before.suspended.reason(version.key.facility)
-        ]
-        self._hsm.suspend(suspended, halted)
-        self._events.emit(SuspensionsChanged([str(each) for each in flags]))
-
-    def _take(self, state: RegistryState, *, from_files: bool = False) -> None:
-        """Serves another state: workers know new keys before callers do.
+    def _take(self, *, from_files: bool = False) -> None:
+        """Serves the newest state that was read, once it is recorded.
 
         The files that a policy came from are not written: they may hold the next draft.
         """
-        judged = self._accounts.judge(state)
-        before, before_text = self._served.snapshot, self._policies.text
-        text = self._policies.of(judged.state)
-        # Nothing is served that is not in the log: what fails here is tried again at the next look.
-        self._accounts.record(judged, text, self._log)
-        self._state, self._policies.text = state, text
-        after = snapshot_of(judged.state, text.policy)
-        changed = list(after.keys.changed_since(before.keys))
-        # Workers hear of a key before the first chunk that needs it, and forget destroyed ones.
-        placed = [v for v in changed if _placed_anew(before.keys.version(v.key, v.number), v)]
-        self._hsm.keys_changed(placed + [v for v in changed if v.state is KeyState.DESTROYED])
-        self._served.snapshot, self._halted = after, ""
-        self._enforce(before, after)
-        # One that ends later than before is looked at too early, and nothing is missed.
-        self._next_end = min(self._next_end, _end_after(changed, self._ended_until))
-        if changed:
-            self._events.emit(KeysChanged(len(after.keys), after.keys.revision))
+        state, ahead = self._enforcement.begin_change()
+        try:
+            judged = self._accounts.judge(state)
+            before_text = self._policies.text
+            text = self._policies.of(judged.state)
+            # What cannot be recorded is not served, and is tried again at the next look.
+            self._accounts.record(judged, text, self._log)
+            self._policies.text = text
+            after = snapshot_of(judged.state, text.policy)
+            self._enforcement.serve(after, ahead, judged.state.suspensions)
+        except BaseException:
+            self._enforcement.give_up(ahead)
+            raise
+        self._state = state
         if text is not before_text:
             if not from_files:
                 self._policies.write_files(before_text)
             self._events.emit(PolicyChanged(text.policy.sha256))
-
-    def _enforce(self, before: Snapshot, after: Snapshot) -> None:
-        """Stops unaccounted versions, resumes those that may sign, drops copies of others."""
-        now = self._clock.now()
-        ended, resumed = list[KeyVersion](), list[KeyVersion]()
-        stopped: dict[KeyVersion, str] = {}
-        changed = {v.name: v for v in after.keys.changed_since(before.keys)}
-        again = (after.keys.version(*name) for name in self._begun or ())
-        changed |= {version.name: version for version in again if version is not None}
-        for new in changed.values():
-            old = before.keys.version(new.key, new.number)
-            state = new.state_at(now)
-            if old is not None and not set(old.placements) <= set(new.placements):
-                ended.append(old)  # its copies on the token that it has left, too
-            # Also one that the clock activates later: nothing is recorded then.
-            if new.state is KeyState.ACTIVE and state in (KeyState.ACTIVE, KeyState.PRE_ACTIVE):
-                resumed.append(new)
-            elif state in _STOPPED:
-                stopped[new if old is None else old] = f"{new.name} is {state}"
-            elif old is not None and old.active(now):
-                ended.append(new)  # admitted batches may finish, as where the clock ends it
-        if stopped:
-            self._hsm.stop_keys(stopped)
-        if resumed:
-            self._hsm.resume_keys(resumed)
-        if ended:
-            self._hsm.drop(ended)
-        if before.suspended != after.suspended:
-            self._suspend(before, after.suspended, self._accounts.state.suspensions)
-
-    def _end_by_clock(self) -> None:
-        """Drops session copies of versions that just expired; admitted batches may finish."""
-        now = self._clock.now()
-        if now < self._next_end:
-            return
-        since, self._ended_until = self._ended_until, now
-        keys = self._served.snapshot.keys
-        self._hsm.drop([v for v in keys if v.ends_at and since < v.ends_at <= now])
-        self._next_end = _end_after(keys, now)
-
-
-def _end_after(versions: Iterable[KeyVersion], time: float) -> float:
-    """Returns when the next version ends after a time, both in seconds since the epoch."""
-    ends = (version.ends_at for version in versions)
-    return min((at for at in ends if at is not None and at > time), default=math.inf)
 
 
 def begin_serving(
@@ -428,10 +346,6 @@ def begin_serving(
     return Begun(state, accounts, judged, policies)
 
 
-def _placed_anew(before: KeyVersion | None, version: KeyVersion) -> bool:
-    return before is None or not set(version.placements) <= set(before.placements)
-
-
 def check_audit_token(audit_key: KeyVersion, config: Config) -> None:
     """Raises OperatorError if the audit key is on a token that the configuration does not name.
 
@@ -442,42 +356,3 @@ def check_audit_token(audit_key: KeyVersion, config: Config) -> None:
             f"the audit key is on token {audit_key.token}, which the configuration does not name:"
             " add it under `tokens`"
         )
-
-
-def _plan_is_cancelled(new: KeyVersion, served: KeyIndex) -> bool:
-    """Whether a version that was to be active at a time is not any more."""
-    old = served.version(new.key, new.number)
-    return new.state is KeyState.PRE_ACTIVE and old is not None and old.state is KeyState.ACTIVE
-
-
-def snapshot_of(state: RegistryState, policy: Policy) -> Snapshot:
-    """Returns what is served of a state of the registry under a policy."""
-    return Snapshot(
-        policy.with_officers(state.officers),
-        state.keys,
-        _suspended(state, policy),
-        state.wrapping_keys,
-    )
-
-
-def _suspended(state: RegistryState, policy: Policy) -> Suspended:
-    """Returns what is suspended: everything, and each facility by itself or with its group."""
-    names: dict[Scope, set[str]] = {scope: set() for scope in Scope}
-    for suspension in state.suspensions:
-        names[suspension.scope].add(suspension.name)
-    for row in state.unreadable:  # a suspension that cannot be read is one nevertheless
-        if row.flag is not None:
-            scope, name = row.flag
-            names[scope].add(name)
-    groups = names[Scope.GROUP]
-    reasons = {
-        name: f"group {facility.terms.group} is suspended by the officers"
-        for name, facility in (policy.facilities.items() if groups else ())
-        if facility.terms.group in groups
-    }
-    for name in names[Scope.FACILITY]:
-        reasons[name] = f"facility {name} is suspended by the officers"
-    everything = "everything is suspended by the officers" if names[Scope.EVERYTHING] else ""
-    if any(row.stops_all for row in state.unreadable):
-        everything = "a suspension in the registry cannot be read: what it stops is not known"
-    return Suspended(everything, reasons)

@@ -1,8 +1,9 @@
 """What one officer may stop alone, at once: a key, a facility, a group or everything.
 
-A stop waits for nothing: first the registry, then this appliance, then the log. If the log
-accepts no records, nothing is signed anyway. The act is a row of the registry, in the
-transaction that carries it out: so every appliance can record which act stopped a key.
+A stop waits for no other change: first the registry, then this appliance, then the log. If the
+log accepts no records, nothing is signed anyway. The act is a row of the registry, in the
+transaction that carries it out: so every appliance can record which act stopped a key. That record
+is made by the thread that follows the registry, when the changes before are recorded.
 """
 
 import uuid
@@ -132,7 +133,7 @@ class EmergencyStops:
         return [change.after for change in changes]
 
     def _stopped(self) -> None:
-        if not self._serving.follow():
+        if not self._serving.obey():
             raise CallError(
                 Reason.REGISTRY_UNAVAILABLE,
                 "the registry has this stop, but this appliance could not read it back and may"

@@ -114,14 +114,31 @@ class Proposals:
         self, officer: str, content: bytes, signature: bytes, attachment: bytes
     ) -> StoredOperation:
         """Stores an operation that its proposer has signed."""
-        with answered(), self._serving.locked() as context:
+        with answered():
             proposal = parse(content)
             self._check_clock(proposal.kind)
+            context = self._serving.context()
             self._check_proposal(officer, proposal, context)
             known, details = known_kind(proposal)
             documents = known.documents(details, replace(context, attachment=attachment))
+            # Before the lock, which approvals wait for: thousands of facilities take seconds. The
+            # execution checks it again.
             known.check(details, _with_documents(documents, context))
-            first = Signature(officer, signature, self._signing_time(proposal))
+            operation = self._store_proposal(proposal, content, signature, documents, context)
+        self._deps.report(operation)
+        return operation
+
+    def _store_proposal(
+        self,
+        proposal: Proposal,
+        content: bytes,
+        signature: bytes,
+        documents: Sequence[bytes],
+        checked: OperationContext,
+    ) -> StoredOperation:
+        """Stores and records an operation that was ``checked``, if its signature counts now."""
+        with self._serving.locked(checked) as context:
+            first = Signature(proposal.proposer, signature, self._signing_time(proposal))
             check_signature(content, first, context.state.officers, first.at, proposal)
             with self._registry.writing(counts=False) as write:
                 if store.find(write.connection, proposal.id) is not None:
@@ -130,7 +147,6 @@ class Proposals:
                     write.store(document)
                 operation = store.add(write, proposal, content, first)
             self._records.proposed(operation)
-        self._deps.report(operation)
         return operation
 
     def approve(self, officer: str, identity: str, signature: bytes) -> StoredOperation:

@@ -21,7 +21,16 @@ RECORDS = "facilities/01-001/keys/records"
 NOTICE_SECONDS = 0.5
 """More than the tracer takes to see that it is switched."""
 OTHERS = (
-    *("MainThread", "registry", "checkpoints", "inventory", "metrics", "log-lines", "watchdog"),
+    *(
+        "MainThread",
+        "registry",
+        "stops",
+        "checkpoints",
+        "inventory",
+        "metrics",
+        "log-lines",
+        "watchdog",
+    ),
     *("sweep", "tracer"),
 )
 """Beginnings of the names of the front's threads that work beside every request."""

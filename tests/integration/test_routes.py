@@ -34,7 +34,13 @@ ADDED = {
         *("officers/wrapping_standing.py", "officers/possession.py"),
     ),
     "nothing is served that the log does not account for": (
-        *("daemon/accounts.py", "keys/rows.py", "keys/writing.py", "officers/accounting.py"),
+        *(
+            "daemon/accounts.py",
+            "daemon/enforcement.py",
+            "keys/rows.py",
+            "keys/writing.py",
+            "officers/accounting.py",
+        ),
         *("officers/offline_check.py", "officers/permits.py", "officers/standing.py"),
         *("officers/steps.py", "officers/suspending.py", "officers/ways.py"),
         *("officers/judgement.py", "officers/operation_memory.py"),

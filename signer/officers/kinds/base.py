@@ -104,7 +104,7 @@ class ServedState(Protocol):
 
     @property
     def lock(self) -> AbstractContextManager[object]:
-        """Held while what is served changes."""
+        """Held while a change is recorded and then served; no stop waits for it."""
 
     @property
     def policy(self) -> Policy:
@@ -123,8 +123,11 @@ class ServedState(Protocol):
         the registry has not changed since. Raises OperatorError.
         """
 
+    def obey(self) -> bool:
+        """Stops at once what the registry stops; returns whether all of that is stopped."""
+
     def follow(self) -> bool:
-        """Serves what the registry holds; returns whether all that it stops is stopped."""
+        """Does so, and serves what the registry holds, unless another thread is at it."""
 
 
 class OperationDependencies(NamedTuple):

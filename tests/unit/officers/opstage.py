@@ -42,6 +42,7 @@ from signer.officers.proposals import PreparedOperation, Proposals
 from signer.officers.records import OfficersRecord, OperationRecords
 from signer.officers.standing_fold import StandingFold
 from signer.officers.store import OperationState, StoredOperation
+from signer.policy.rules import Policy
 from signer.signing.request import Served, Snapshot
 from tests.stand_ins import Recorder, SetClock
 from tests.unit.officers.people import OFFICERS, A, B, sign
@@ -195,6 +196,20 @@ class FakeDaemonLog:
             raise OperatorError(f"the audit log accepts no records: {error}") from error
 
 
+class Following:
+    """What is served, where a thread follows the registry that is never late."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    @property
+    def policy(self) -> Policy:
+        return self._serving.policy
+
+    def obey(self) -> bool:
+        return self._serving.follow()
+
+
 def empty_registry(path: Path) -> Path:
     """Makes a registry to copy: building the schema each time would be most of the time."""
     Registry.open(f"sqlite:///{path}", create=True).close()
@@ -315,7 +330,8 @@ class Stage:
         )
         self.executor = Executor(deps, self._lanes)
         self.proposals = Proposals(deps, self.executor, expire_hours=24)
-        self.emergency = EmergencyStops(self.registry, records, self.serving, self.clock)
+        following = cast("Any", Following(self.serving))
+        self.emergency = EmergencyStops(self.registry, records, following, self.clock)
         self.executor.sweep()
 
     def start_with(self, records: Sequence[Record]) -> None:

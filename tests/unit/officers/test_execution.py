@@ -451,7 +451,7 @@ def test_each_step_reads_the_registry_once(stage: Stage, monkeypatch: pytest.Mon
     prepared = stage.prepare("create-key", key=CLINIC, algorithm="ES256")
     assert cost() == (1, 2, 0), "all that it depends on, and whether the same waits already"
     operation = stage.put(prepared.content)
-    assert cost() == (0, 1, 1), "only whether there is a newer state"
+    assert cost() == (1, 2, 1), "the same, and whether there is a newer state meanwhile"
     submitted: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(stage.executor, "submit", submitted.append)
