@@ -34,7 +34,7 @@ SPEAKING = (
     "daemon/status.py",
     "daemon/policy_in_force.py",
     "daemon/serving.py",
-    "hsm/worker/cryptoki.py",
+    "hsm/worker/return_values.py",
     "hsm/latch.py",
     "hsm/worker/login.py",
     "hsm/front/dispatcher.py",
