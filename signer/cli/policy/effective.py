@@ -46,9 +46,7 @@ def show(*, config_file: Path, in_force: bool, facility: str | None, as_json: bo
     """
     loaded = _load(config_file, in_force=in_force)
     if facility is not None and facility not in loaded.facilities:
-        raise OperatorError(
-            f"the policy has no facility {facility}: `signer policy show` lists all facilities"
-        )
+        raise OperatorError(_unknown(facility))
     names = sorted(loaded.facilities) if facility is None else [facility]
     rows = []
     for facility_rules in map(loaded.facilities.__getitem__, names):
@@ -59,6 +57,10 @@ def show(*, config_file: Path, in_force: bool, facility: str | None, as_json: bo
         _print_all(rows)
     else:
         _print_facility(loaded, rows)
+
+
+def _unknown(facility: str) -> str:
+    return f"the policy has no facility {facility}: `signer policy show` lists all facilities"
 
 
 Decisions = list[tuple[Format, Decision]]
@@ -146,6 +148,8 @@ def explain(
       ... --format HCERT --payload certificate.json
     """
     loaded = _load(config_file, in_force=in_force)
+    if key.facility not in loaded.facilities:
+        say(_unknown(key.facility), err=True)  # the decision is that of the server, which hides it
     formats = list(Format) if format_name is None else [Format(format_name)]
     payload = None if payload_file is None else payload_file.read_bytes()
     decisions = []

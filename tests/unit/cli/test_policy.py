@@ -100,6 +100,14 @@ def test_explain_allowed_and_denied_set_the_exit_code() -> None:
     assert "profiles.clinic.formats" in denied.stdout
 
 
+def test_explain_says_that_a_facility_is_unknown() -> None:
+    asked = explain("--key", "facilities/nowhere/keys/records", "--json")
+    assert asked.exit_code == 1
+    assert {one["rule"] for one in json.loads(asked.stdout)} == {"default.deny"}
+    assert "the policy has no facility nowhere: `signer policy show` lists" in asked.stderr
+    assert "no facility" not in explain().stderr
+
+
 def test_explain_without_format_tells_all() -> None:
     result = explain("--json")
     assert result.exit_code == 0
