@@ -114,7 +114,7 @@ def read_answer(response: SignBatchResponse, count: int) -> Answer:
     """Reads the answer to ``count`` payloads. Raises InternalError if it has another number."""
     signatures = list(response.signatures)
     if len(signatures) != count:
-        text = f"the answer to {count} payloads has {len(signatures)} signatures"
+        text = f"expected {count} signatures, got {len(signatures)}"
         raise InternalError(Code.INTERNAL.name, Reason.INTERNAL, text)
     failures = {index: from_status(status) for index, status in response.failures.items()}
     record = response.audit_record if response.HasField("audit_record") else None

@@ -251,7 +251,7 @@ class Inventory:
 def _named(token: str, lines: list[str]) -> list[str]:
     """Returns the first differences of a token, and how many more there are."""
     if (more := len(lines) - MOST_NAMED) > 0:
-        return [*lines[:MOST_NAMED], f"token {token}: {more} more differences"]
+        return [*lines[:MOST_NAMED], f"token {token}: {count(more, 'more difference')}"]
     return lines
 
 

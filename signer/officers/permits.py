@@ -1,10 +1,10 @@
 """What an approved operation permits: the changes of key versions that it may make. Pure.
 
-One table, by the kind of the operation. The daemon derives from it what accounts for the
-registry, and everybody who reads a log, at a start or to verify it, what a record of keys may
-say. So an operation is not described a second time: its approved bytes and the moves of the
-life cycle give every standing that it can have made, and what a version has become must be
-among them. A move towards a stop needs no permit.
+One table, by the kind of the operation. From it the daemon derives what accounts for the
+registry, and every reader of a log, at a start or to verify it, what a record of keys may say.
+So an operation is not described a second time: its approved bytes and the moves of the life
+cycle give every standing that it can have made, and the standing of a version must be one of
+them. A move towards a stop needs no permit.
 """
 
 import base64

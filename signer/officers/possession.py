@@ -2,8 +2,8 @@
 
 Whether a key is on a token, or in wrapped bytes, only that token can show. So the appliance that
 executes such an operation has the key itself sign what was made, and keeps the signature in the
-registry. Each appliance that accounts for the registry verifies it with the pinned public key: who
-can write in the registry, and cannot sign with the key, makes no other one.
+registry. Each appliance that accounts for the registry verifies it with the pinned public key:
+someone who can write to the registry but cannot sign with the key cannot make another one.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """Which wrapped keys are accounted for. Pure: values in, values out.
 
-A wrapped key is in the registry, where somebody may write anything. So the log has of each what
-it is: the hash of the wrapped bytes, the mechanism, the wrapping key, and a hash of the public key.
-It is served as the operation that made it, or one that wrapped it anew, has it. No two versions
-have one public key, or one facility could sign with the key of another.
+A wrapped key is in the registry, where somebody may write anything. So the log records for each
+one the hash of the wrapped bytes, the mechanism, the wrapping key and a hash of the public key. It
+is served only if it is what the operation made that created it, or one that wrapped it anew. No two
+versions have one public key, or one facility could sign with the key of another.
 """
 
 import hashlib

@@ -54,10 +54,9 @@ def _exhausted(
         "left": str(left),
     }
     text = (
-        f"{version.name} may make {count(refusal.limit, 'signature')} in its lifetime, and"
-        f" {count(left, 'is', 'are')} left for {count(items, 'item')}: nothing was signed; have"
-        " officers rotate the key"
-        " (`signer keys rotate`)"
+        f"{version.name} may make {count(refusal.limit, 'signature')} in its lifetime, of which"
+        f" {count(left, 'is left', 'are left')} for {count(items, 'item')}: nothing was signed;"
+        " have officers rotate the key (`signer keys rotate`)"
     )
     return CallError(Reason.KEY_VERSION_EXHAUSTED, text, metadata)
 

@@ -18,6 +18,7 @@ from signer.errors import ConfigError, Violation
 from signer.formats import dcc_schema
 from signer.formats.payloads import PayloadError, json_object
 from signer.model import IDENTIFIER
+from signer.text import count
 
 REQUIRED = (
     *("record", "facility", "born"),
@@ -114,7 +115,7 @@ def read_records(source: str, data: bytes, issuer: CertificateIssuer) -> list[Pe
         mistakes.append(Violation("", "the file has no records"))
     if mistakes:
         if len(mistakes) > _MOST_MISTAKES:
-            more = f"and {len(mistakes) - _MOST_MISTAKES} more mistakes"
+            more = f"and {count(len(mistakes) - _MOST_MISTAKES, 'more mistake')}"
             mistakes[_MOST_MISTAKES:] = [Violation("", more)]
         raise ConfigError(source, mistakes)
     return found

@@ -97,7 +97,7 @@ def run_job(job: IssueJob) -> IssueRun:
             if todo:
                 _sign(job, journal, records, tally, stop.is_set)
         if tally.done < todo:
-            raise OperatorError(f"stopped after {tally.done} of {todo} records; {GOES_ON}")
+            raise OperatorError(f"stopped after {tally.done} of {count(todo, 'record')}; {GOES_ON}")
         if journal.interrupted is not None:
             journal.end()
         with progress("writing") as show:

@@ -13,7 +13,7 @@ from signer.cli.options import json_option
 from signer.cli.output import print_json, say
 from signer.cli.progress import progress
 from signer.client import Operation, SignerClient
-from signer.text import plain
+from signer.text import count, plain
 
 _BAD_ENDS = ("FAILED", "REJECTED", "EXPIRED")
 STATES = ("PROPOSED", "APPROVED", "EXECUTING", "WAITING", "DONE", *_BAD_ENDS)
@@ -41,7 +41,7 @@ def print_operation(operation: Operation, *, to_stderr: bool = False) -> None:
         signed_count(operation),
     ]
     if operation.total:
-        lines.append(f"{operation.done} of {operation.total} steps are done")
+        lines.append(f"{operation.done} of {count(operation.total, 'step is', 'steps are')} done")
     if operation.note:
         lines.append(operation.note)
     lines += result_lines(operation.result or {})
@@ -74,7 +74,7 @@ def follow(client: SignerClient, identity: str, timeout: float) -> Operation:
     """Waits for an operation, with a bar on a terminal and lines elsewhere (on stderr)."""
 
     def line(done: int, total: int | None, state: str) -> str:
-        return f"{state}, {done} of {total} steps" if total else state
+        return f"{state}, {done} of {count(total, 'step')}" if total else state
 
     with progress("", line=line) as advance:
         return client.operations.wait(

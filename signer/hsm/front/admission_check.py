@@ -3,11 +3,11 @@
 docs/adr/0037 says why. For the event loop.
 """
 
-from signer import text
 from signer.clock import Clock
 from signer.errors import CallError, Reason
 from signer.hsm.front.chunks import SignJob, kind_of
 from signer.hsm.front.dispatcher import Dispatcher
+from signer.text import count
 
 _AHEAD = 2.0
 """How often what is ahead of a batch counts: as much work of others arrives while the batch waits.
@@ -31,19 +31,19 @@ class AdmissionCheck:
         One passes where nothing waits, or it never could; so does one within its owner's share,
         so that others who fill the queue do not keep it out, until twice as many items wait.
         """
-        scheduler, count, most = self._scheduler, len(job.inputs), self._max_queued
+        scheduler, items, most = self._scheduler, len(job.inputs), self._max_queued
         waiting = scheduler.admitted
-        over = waiting + count - most
+        over = waiting + items - most
         if not waiting or over <= 0:
             return
         # Shares shrink as owners come, and those before keep what they have: without an end to
         # it, many owners would have many times the queue.
-        within = scheduler.admitted_of(job.owner) + count <= scheduler.share(job.owner, most)
+        within = scheduler.admitted_of(job.owner) + items <= scheduler.share(job.owner, most)
         if within and over <= most:
             return
         raise CallError(
             Reason.OVERLOADED,
-            f"{text.count(waiting, 'item waits', 'items wait')} already: try again a little later",
+            f"{count(waiting, 'item waits', 'items wait')} already: try again a little later",
             {"limit": "queued_items"},
             retry_after=max(self.ahead() * over / waiting, _SHORTEST_HINT),
         )

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from signer import text
 from signer.algorithms import PROPERTIES
 from signer.clock import Clock
 from signer.config.models import Config, TokenConfig
@@ -395,8 +394,8 @@ def _expire(done: asyncio.Future[None]) -> None:
 
 def too_late(remaining: int, count: int) -> CallError:
     """Returns the error of a call of which so many items were not signed in time."""
-    return CallError(
-        Reason.DEADLINE_TOO_SHORT,
-        f"{remaining} of {text.count(count, 'item')} {'was' if remaining == 1 else 'were'} not"
-        " signed within the deadline: send smaller batches or allow more time",
-    )
+    late = "not signed within the deadline"
+    text = f"{remaining} of {count} items were {late}: send smaller batches or allow more time"
+    if count == 1:
+        text = f"the item was {late}: allow more time"
+    return CallError(Reason.DEADLINE_TOO_SHORT, text)
