@@ -1,7 +1,6 @@
 """``signer keys`` requests and certificates: what a rotation and an authority exchange."""
 
 import re
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,16 @@ from signer.officers.approval import Proposal, parse
 from signer.text import count
 from signer.x509 import is_authority
 
+_ID = re.compile(r"[0-9a-fA-F-]{4,36}")  # an operation's, or its beginning
+
 
 class _FileOrId(click.Path):
-    """A file, or the id of a rotation."""
+    """A file as a Path, or the beginning of a rotation's id as a text."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return uuid.UUID(str(value))
-        except ValueError:
-            return FILE.convert(value, param, ctx)
+        if _ID.fullmatch(str(value)) and not Path(value).exists():
+            return str(value)
+        return FILE.convert(value, param, ctx)
 
 
 def _rotates(operation: Operation) -> bool:
@@ -132,7 +132,7 @@ def has_subject(request: str, version: str, template: str) -> bool:
 @click.argument("files", metavar="[ROTATION_ID] FILE...", nargs=-1, required=True, type=_FileOrId())
 @client_options
 @follow_options
-def certificates(*, client: SignerClient, files: tuple[Path | uuid.UUID, ...]) -> Operation:
+def certificates(*, client: SignerClient, files: tuple[Path | str, ...]) -> Operation:
     """Gives a rotation its certificates, in any order and number; PEM (with several) or DER.
 
     Without ROTATION_ID it is the one rotation that waits for them. Each must be for one of
@@ -142,7 +142,7 @@ def certificates(*, client: SignerClient, files: tuple[Path | uuid.UUID, ...]) -
     \b
       signer keys certificates ID requests/*.pem --wait --client officer-a.yaml
     """
-    ids = [str(given) for given in files if isinstance(given, uuid.UUID)]
+    ids = [given for given in files if isinstance(given, str)]
     if len(ids) > 1:
         raise click.UsageError("name only one rotation")
     paths = [given for given in files if isinstance(given, Path)]
@@ -155,7 +155,7 @@ def certificates(*, client: SignerClient, files: tuple[Path | uuid.UUID, ...]) -
                 files_of.setdefault(one.public_bytes(Encoding.DER), file)
     if not files_of:
         raise OperatorError("the files contain only certificates of authorities")
-    identity = ids[0] if ids else only_one(client, "WAITING", _rotates)
+    identity = full_id(client, ids[0]) if ids else only_one(client, "WAITING", _rotates)
     taken = 0
     with progress("certificates") as advance:
 

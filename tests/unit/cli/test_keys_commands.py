@@ -322,6 +322,11 @@ def test_certificates_are_sent_once_each_and_without_authorities(
     assert run(*words, bundle, one, bundle, "--client", people.a.client).code == 0
     [(_, identity, sent, _)] = waiting.operations.calls
     assert identity == waiting.rotation
+    short = ("keys", "certificates", waiting.rotation[:8].upper())
+    assert run(*short, bundle, one, "--client", people.a.client).code == 0
+    assert waiting.operations.calls.pop()[1] == waiting.rotation
+    done = run("keys", "certificates", "abcdef", one, "--client", people.a.client)
+    assert (done.code, "an id that begins with abcdef" in done.err) == (1, True)
     assert [x509.load_der_x509_certificate(each) for each in sent] == made
     waiting.operations.states = iter(["FAILED"])
     assert run(*words, one, "--wait", "--client", people.a.client).code == 1
