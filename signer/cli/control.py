@@ -22,8 +22,8 @@ def _show_reloaded(reloaded: Reloaded) -> None:
 
 
 @click.command(short_help="Reloads the policy, certificates and log level of the daemon.")
-@client_options
 @output(lambda reloaded: reloaded._asdict(), _show_reloaded)
+@client_options
 def reload(*, client: SignerClient) -> Reloaded:
     """Reloads the policy, certificates and log level of the daemon.
 
@@ -37,8 +37,8 @@ def reload(*, client: SignerClient) -> Reloaded:
 
 
 @click.command(short_help="Shows whether the daemon serves.")
-@client_options
 @output(lambda status: {"status": status}, say, ok=lambda status: status == "SERVING")
+@client_options
 def health(*, client: SignerClient) -> str:
     """Shows whether the daemon serves; the exit code is 1 if it does not.
 
@@ -75,11 +75,11 @@ def _show_status(status: Status) -> None:
 
 
 @click.command(short_help="Shows the workers and the facilities that sign most.")
+@output(_status_value, _show_status)
 @client_options
 @click.option(
     "--count", "busiest", default=10, type=click.IntRange(1, 100), help="Facilities to show."
 )
-@output(_status_value, _show_status)
 def top(*, client: SignerClient, busiest: int) -> Status:
     """Shows the workers and the facilities that sign most, by the last minute. For operators.
 

@@ -27,7 +27,8 @@ def output(
     """Adds ``--json`` to a command that returns what it found or did, and prints that.
 
     With ``--json`` it prints ``as_value`` of it, else it calls ``show`` with it. The exit
-    code is 1 if it is not ``ok``. With ``--json`` a refusal is printed as JSON on stdout, too.
+    code is 1 if it is not ``ok``. With ``--json`` a refusal is printed as JSON on stdout, too:
+    that of a call only above the options that connect (``client_options``).
     """
 
     def decorate(command: Callable[..., T]) -> Callable[..., None]:

@@ -47,6 +47,7 @@ def _show(made: list[dict[str, object]]) -> None:
 
 
 @revocations.command("build", short_help="Builds signed lists from a file of certificates.")
+@output(lambda made: made, _show)
 @client_options
 @click.option(
     "--key",
@@ -80,7 +81,6 @@ def _show(made: list[dict[str, object]]) -> None:
 )
 @click.option("--out", required=True, type=NEW_FOLDER, help="A new or empty folder for the lists.")
 @click.argument("file", metavar="FILE", type=click.File("rb"))
-@output(lambda made: made, _show)
 def build(
     *,
     client: SignerClient,

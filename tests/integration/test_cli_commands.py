@@ -213,17 +213,24 @@ def test_reload(run: Run, config: Path) -> None:
     assert (said["policy_changed"], said["certificate_changed"]) == (False, False)
 
 
-@pytest.mark.parametrize("command", ["top", "reload"])
 @pytest.mark.parametrize(
-    ("client", "reason"), [("issuer", "POLICY_DENIED"), ("stranger", "PEER_UNKNOWN")]
+    ("command", "client", "reason"),
+    [
+        (command, client, reason)
+        for command in ("top", "reload", "keys list", "operations list", "operations officers")
+        for client, reason in (("issuer", "POLICY_DENIED"), ("stranger", "PEER_UNKNOWN"))
+        if (command, client) != ("keys list", "issuer")
+    ],
 )
 def test_a_refusal_is_told_with_its_rule(
     run: Run, appliance: Any, command: str, client: str, reason: str
 ) -> None:
-    done = run(command, "--client", appliance.client_file(client))
+    done = run(*command.split(), "--client", appliance.client_file(client))
     assert (done.code, done.out) == (1, "")
     assert reason in done.err
     assert "rule: " in done.err
+    done = run(*command.split(), "--client", appliance.client_file(client), "--json")
+    assert (done.code, json.loads(done.out)["error"]["reason"]) == (1, reason)
 
 
 def test_sign_files(run: Run, appliance: Any, tmp_path: Path) -> None:

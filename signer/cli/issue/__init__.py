@@ -66,6 +66,7 @@ def _show(run: IssueRun) -> None:
 
 
 @click.command()
+@output(_value, _show, ok=lambda run: not run.refusals)
 @daemon_options
 @click.option(
     "--key",
@@ -138,7 +139,6 @@ def _show(run: IssueRun) -> None:
     help="For each call, with all its retries.",
 )
 @click.argument("file", metavar="FILE", type=FILE)
-@output(_value, _show, ok=lambda run: not run.refusals)
 def issue(
     *,
     client_file: Path,

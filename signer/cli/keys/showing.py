@@ -86,8 +86,8 @@ def _end(version: KeyVersion, now: datetime) -> str:
 
 @click.command("list", short_help="Lists all key versions by name.")
 @facility_option
-@client_options
 @output(lambda versions: list(map(version_value, versions)), _print_versions)
+@client_options
 def list_keys(*, client: SignerClient, facility: str | None) -> list[KeyVersion]:
     """Lists all key versions by name: algorithm, state, and when each ends.
 
@@ -191,8 +191,8 @@ def _use(key: WrappingKey) -> str:
 
 
 @click.command("wrapping-keys", short_help="Lists wrapping keys, and what each has wrapped.")
-@client_options
 @output(lambda keys: list(map(_wrapping_key_value, keys)), _print_wrapping_keys)
+@client_options
 def wrapping_keys(*, client: SignerClient) -> list[WrappingKey]:
     """Lists the wrapping keys, the newest first: their tokens, and what each has wrapped.
 

@@ -54,8 +54,8 @@ def read_target(text: str) -> str:
 @click.argument("target", metavar="TARGET", type=Text("TARGET", read_target))
 @_reason_option
 @yes_option
-@client_options
 @output(dict, _print_stopped)
+@client_options
 def suspend(*, client: SignerClient, target: str, reason: str, yes: bool) -> dict[str, Any]:
     """Stops a key, one version, a facility, a group or everything, at once.
 
@@ -90,8 +90,8 @@ def suspend(*, client: SignerClient, target: str, reason: str, yes: bool) -> dic
 @click.argument("name", metavar="NAME", type=KEY_OR_VERSION)
 @_reason_option
 @yes_option
-@client_options
 @output(dict, _print_stopped)
+@client_options
 def compromise(*, client: SignerClient, name: str, reason: str, yes: bool) -> dict[str, Any]:
     """Ends a key or one version at once and for good, because its signatures are in doubt.
 
@@ -135,10 +135,10 @@ def _suspended(client: SignerClient) -> list[Suspension]:
 
 
 @click.command(short_help="Shows what is suspended.")
-@client_options
 @output(
     lambda found: [{**one._asdict(), "since": iso(one.since)} for one in found], _print_suspensions
 )
+@client_options
 def suspensions(*, client: SignerClient) -> Sequence[Suspension]:
     """Shows what is suspended: everything, groups, facilities, and single versions of keys.
 

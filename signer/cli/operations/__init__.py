@@ -91,8 +91,8 @@ def _print_list(operations: list[Operation]) -> None:
 
 @operations.command("list")
 @click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Only these.")
-@client_options
 @output(lambda operations: list(map(operation_value, operations)), _print_list)
+@client_options
 def list_operations(*, client: SignerClient, state: str | None) -> list[Operation]:
     """Lists operations, the newest first.
 
@@ -168,8 +168,8 @@ def _write_attachment(path: Path, content: bytes, kind: str) -> None:
 
 @operations.command(short_help="Waits until an operation is over or waits for certificates.")
 @timeout_option
-@client_options
 @output(operation_value, print_operation, ok=as_expected)
+@client_options
 @identity_argument
 def wait(*, client: SignerClient, identity: str, timeout: float) -> Operation:
     """Waits until an operation is over, or waits for certificates.
@@ -205,8 +205,8 @@ def _print_officers(answer: Officers) -> None:
 
 
 @operations.command(short_help="Shows the officers, and how many each kind of operation needs.")
-@client_options
 @output(_officers_value, _print_officers)
+@client_options
 def officers(*, client: SignerClient) -> Officers:
     """Shows the officers, and how many each kind of operation needs.
 
@@ -298,8 +298,8 @@ def approve(
 @operations.command(short_help="Rejects another officer's proposal, or withdraws yours.")
 @click.option("--reason", metavar="TEXT", required=True, help="Why, for the other officers.")
 @yes_option
-@client_options
 @changed_output
+@client_options
 @identity_argument
 def reject(*, client: SignerClient, identity: str, reason: str, yes: bool) -> Operation:
     """Ends a proposal: rejects another officer's, or withdraws your own.
@@ -321,8 +321,8 @@ def reject(*, client: SignerClient, identity: str, reason: str, yes: bool) -> Op
 
 
 @operations.command(short_help="Continues a failed operation from where it stopped.")
-@client_options
 @changed_output
+@client_options
 @identity_argument
 def retry(*, client: SignerClient, identity: str) -> Operation:
     """Continues a failed operation from where it stopped, once the cause is fixed.

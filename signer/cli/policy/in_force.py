@@ -57,8 +57,8 @@ def _print_policy(text: bytes) -> None:
 
 
 @click.command(short_help="Prints the policy in force.")
-@place_options
 @output(_policy_value, _print_policy)
+@place_options
 def get(*, appliance: ApplianceFile) -> bytes:
     """Prints the files of the policy in force, on stderr their SHA-256.
 
@@ -96,8 +96,8 @@ def _print_exported(exported: Exported) -> None:
     help="The folder; it is made if it does not exist.",
 )
 @yes_option
-@place_options
 @output(Exported._asdict, _print_exported)
+@place_options
 def export(*, appliance: ApplianceFile, folder: Path, yes: bool) -> Exported:
     """Writes the files of the policy in force into a folder, which then holds no other policy.
 
@@ -147,8 +147,8 @@ def _print_differences(found: Differences) -> None:
 
 @click.command(short_help="Shows what differs between files and the policy in force.")
 @click.argument("files", metavar="[FILES]...", type=PATHS, nargs=-1)
-@place_options
 @output(Differences._asdict, _print_differences)
+@place_options
 def diff(*, appliance: ApplianceFile, files: tuple[Path, ...]) -> Differences:
     """Shows what differs between FILES and the policy in force: its rules, then its lines.
 

@@ -246,7 +246,7 @@ def activation_problems(
     problems = []
     if max(at, context.now) < certificate.not_valid_before_utc.timestamp():
         problems.append(f"{version.name}: its certificate is not valid yet at the activation")
-    latest, valid = ends - terms.hcert.validity, duration(terms.hcert.validity)
+    latest = ends - terms.hcert.validity
     if latest <= max(at, context.now):
         problems.append(
             f"{version.name}: its certificate ends too early, on {utc(ends)}: what the key signs is"
