@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 from signer.audit.format.record import Value
 
@@ -13,6 +14,7 @@ def place_of(cka_id: bytes) -> bytes:
     return hashlib.sha256(cka_id).digest()[:HASH]
 
 
+@lru_cache(maxsize=256)  # a record names a hundred versions several times each
 def hash_of_name(name: str) -> bytes:
     """Returns the hash of a version's name."""
     return hashlib.sha256(name.encode()).digest()[:HASH]

@@ -98,7 +98,8 @@ class Permit:
             for _ in range(self._rule.steps):
                 made: list[Standing | None] = []
                 for before in reached:
-                    for after in self._rule.moves(self, asked._replace(before=before)):
+                    then = asked if before is asked.before else asked._replace(before=before)
+                    for after in self._rule.moves(self, then):
                         if after not in made:
                             made.append(after)
                             yield after

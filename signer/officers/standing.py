@@ -13,6 +13,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from signer import cbor
@@ -97,16 +98,7 @@ class Standing(NamedTuple):
 
     def version(self) -> KeyVersion:
         """Returns a version with this state and these times; it is not known which one."""
-        activate_at, sign_until, deactivate_at, destroy_at = map(_seconds, self.times)
-        return replace(
-            _ANY_VERSION,
-            state=self.state,
-            came_from=self.came_from,
-            activate_at=activate_at,
-            sign_until=sign_until,
-            deactivate_at=deactivate_at,
-            destroy_at=destroy_at,
-        )
+        return _version_in(self.state, self.came_from, self.times)
 
     def state_at(self, time_us: int) -> KeyState:
         """Returns the state in force at a time in microseconds since the epoch."""
@@ -125,6 +117,20 @@ class Standing(NamedTuple):
         return (
             "is active earlier" if (self.times[0] or 0) < (before.times[0] or 0) else "signs longer"
         )
+
+
+@lru_cache(maxsize=64)  # thousands of new versions have the same state and no times
+def _version_in(state: KeyState, came_from: KeyState | None, times: Times) -> KeyVersion:
+    activate_at, sign_until, deactivate_at, destroy_at = map(_seconds, times)
+    return replace(
+        _ANY_VERSION,
+        state=state,
+        came_from=came_from,
+        activate_at=activate_at,
+        sign_until=sign_until,
+        deactivate_at=deactivate_at,
+        destroy_at=destroy_at,
+    )
 
 
 def standing_of(version: KeyVersion) -> Standing:

@@ -23,7 +23,6 @@ from signer.policy.fit import (
     check_use,
     of_unlisted_keys,
 )
-from signer.policy.json_schema import read_schema
 from signer.policy.narrow import narrow, profile_terms
 from signer.policy.rules import Facility, Group, Policy, Terms
 from signer.policy.values import serials
@@ -120,6 +119,11 @@ def _schemas(document: Mapping[str, object], problems: list[Violation]) -> dict[
     if not isinstance(stated, dict):
         problems.append(Violation("schemas", "should be a mapping of names to JSON schemas"))
         return {}
+    if not stated:
+        return {}
+    # Only now: its packages take longer to load than a thousand facilities.
+    from signer.policy.json_schema import read_schema  # noqa: PLC0415
+
     schemas = {}
     for name, schema in stated.items():
         if _is_identifier(f"schemas.{name}", name, problems):

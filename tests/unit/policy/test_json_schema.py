@@ -1,6 +1,8 @@
 """JSON schemas of the policy: bounded, without surprises, and with faults that quote no value."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -165,3 +167,16 @@ def test_a_long_chain_of_references_is_refused() -> None:
     definitions = {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(1100)}
     with pytest.raises(BadSchema, match="more than 100 levels"):
         read_schema("s", {"$ref": "#/$defs/d0", "$defs": definitions | {"d1100": {}}})
+
+
+def test_a_policy_without_schemas_loads_none_of_their_packages() -> None:
+    """They would take a tenth of a start."""
+    program = (
+        "import sys; from signer.policy.compile import compile_policy; problems = [];"
+        "compile_policy({'profiles': {}, 'facilities': {}, 'schemas': SCHEMAS}, '', problems);"
+        "print(problems, 'jsonschema' in sys.modules)"
+    )
+    for schemas, loaded in (("{}", "[] False"), ("{'s': {}}", "[] True")):
+        command = [sys.executable, "-c", program.replace("SCHEMAS", schemas)]
+        ran = subprocess.run(command, capture_output=True, check=True, text=True)
+        assert ran.stdout.strip() == loaded
