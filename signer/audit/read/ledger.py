@@ -49,7 +49,8 @@ RESET = (
 """What is wrong with a snapshot that contradicts the records before it."""
 
 _EMPTY = "the snapshot has no requests and usage"
-_ROW = struct.Struct(">32sQQQ")  # the request, its intent, its outcome or 0, its time
+_ROW = struct.Struct(">32s24s")  # the request, and what is known of it
+_REQUEST = struct.Struct(">QQQ")  # its intent, its outcome or 0, its time
 _ID_BYTES = 16
 
 
@@ -67,6 +68,14 @@ class _Request(NamedTuple):
     intent: int
     outcome: int  # 0: none yet; an outcome is never record 0
     time_us: int
+
+    @classmethod
+    def of(cls, packed: bytes) -> "_Request":
+        return cls(*_REQUEST.unpack(packed))
+
+    def packed(self) -> bytes:
+        """Returns it as it is kept: in a third of the memory of numbers."""
+        return _REQUEST.pack(*self)
 
 
 @dataclass(slots=True)
@@ -120,7 +129,7 @@ class Ledger:
         self.forgotten = 0
         self._capacity, self._confirmed = capacity, confirmed
         # In the order of the log, so that the first one expires first.
-        self._requests: OrderedDict[bytes, _Request] = OrderedDict()
+        self._requests: OrderedDict[bytes, bytes] = OrderedDict()
         self._open: dict[int, bytes] = {}  # requests in flight, by their intent
         # The same by principal, in the same order; each value is an ordered set.
         self._held: dict[bytes, OrderedDict[bytes, None]] = {}
@@ -138,8 +147,8 @@ class Ledger:
             self._intend(record)
         elif kind is RecordKind.OUTCOME:
             if identity := self._open.pop(number(fields, "intent"), None):
-                intent, _, time_us = self._requests[identity]
-                self._requests[identity] = _Request(intent, record.seq, time_us)
+                request = _Request.of(self._requests[identity])
+                self._requests[identity] = request._replace(outcome=record.seq).packed()
         elif kind is RecordKind.INDETERMINATE:  # nothing of the intent was released
             if identity := self._open.get(number(fields, "intent")):
                 self._forget(identity)
@@ -157,8 +166,10 @@ class Ledger:
         self._latest = min(self._latest, now)
         for used in self._used.values():
             used.last = min(used.last, now)
-        for identity, request in self._requests.items():
-            self._requests[identity] = request._replace(time_us=min(request.time_us, time_us))
+        for identity, packed in self._requests.items():
+            request = _Request.of(packed)
+            earlier = request._replace(time_us=min(request.time_us, time_us))
+            self._requests[identity] = earlier.packed()
 
     def _intend(self, record: Record) -> None:
         fields = record.fields
@@ -178,7 +189,8 @@ class Ledger:
 
     def find(self, principal: str, request_id: str, time_us: int) -> Earlier | None:
         """Returns the request that this one repeats at ``time_us``, if there is one."""
-        request = self._requests.get(_identity(principal, request_id))
+        packed = self._requests.get(_identity(principal, request_id))
+        request = None if packed is None else _Request.of(packed)
         if request is None or _expired(request, time_us):
             return None
         return Earlier(request.intent, request.outcome or None)
@@ -212,9 +224,7 @@ class Ledger:
         after the other. Earlier releases wrote none.
         """
         return {
-            "requests": b"".join(
-                _ROW.pack(identity, *request) for identity, request in self._requests.items()
-            ),
+            "requests": b"".join(part for row in self._requests.items() for part in row),
             "used": {
                 facility: [used.last, used.windows, used.by_key]
                 for facility, used in self._used.items()
@@ -251,21 +261,21 @@ class Ledger:
         rows = fields.get("requests")
         if not isinstance(rows, bytes) or len(rows) % _ROW.size:
             raise RecordError(_EMPTY)
-        for identity, *request in _ROW.iter_unpack(rows):
-            self._remember(identity, _Request(*request))
+        for identity, packed in _ROW.iter_unpack(rows):
+            self._remember(identity, _Request.of(packed))
         self._used = _read_usage(fields)
         self._latest = max((used.last for used in self._used.values()), default=0)
 
     def _remember(self, identity: bytes, request: _Request) -> None:
-        self._requests[identity] = request
+        self._requests[identity] = request.packed()
         self._held.setdefault(_principal(identity), OrderedDict())[identity] = None
         if not request.outcome:
             self._open[request.intent] = identity
 
     def _expire(self, time_us: int) -> None:
         while self._requests:
-            identity, request = next(iter(self._requests.items()))
-            if not _expired(request, time_us):
+            identity, packed = next(iter(self._requests.items()))
+            if not _expired(_Request.of(packed), time_us):
                 return
             self._forget(identity)
 
@@ -284,7 +294,7 @@ class Ledger:
             self.forgotten += 1
 
     def _forget(self, identity: bytes) -> None:
-        self._open.pop(self._requests.pop(identity).intent, None)
+        self._open.pop(_Request.of(self._requests.pop(identity)).intent, None)
         own = self._held[_principal(identity)]
         del own[identity]
         if not own:
