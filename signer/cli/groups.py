@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group of commands. ``elsewhere`` says what to use instead of names of other products."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Group(click.Group):
             raise click.NoSuchCommand(error.command_name, None, known, ctx) from None
 
 
-class LazyGroup(Group):
+class LazyGroup(CommandGroup):
     """A group of commands in modules of their own: a list of them imports none.
 
     ``summaries`` has the line of each command in the list of commands, ``modules`` where it is:

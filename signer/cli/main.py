@@ -8,7 +8,8 @@ import click
 
 from signer import __version__
 from signer.cli.groups import LazyGroup
-from signer.cli.output import say
+from signer.cli.options import AS_JSON
+from signer.cli.output import print_json, refusal_value, say
 from signer.distinguished_name import ignore_lengths
 from signer.errors import ConfigError, OperatorError
 
@@ -62,8 +63,20 @@ _ELSEWHERE = {
 """What other products call these."""
 
 
+class _Program(LazyGroup):
+    """All commands. With their ``--json`` a refusal is printed as JSON on stdout, too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ConfigError, OperatorError) as error:
+            if ctx.meta.get(AS_JSON):
+                print_json({"error": refusal_value(error)})
+            raise
+
+
 @click.group(
-    cls=LazyGroup,
+    cls=_Program,
     package="signer.cli",
     summaries=_SUMMARIES,
     modules=_MODULES,

@@ -19,7 +19,18 @@ config_option = click.option(
     required=True,
     help="The daemon's configuration, as in /etc/signer/signer.yaml.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def _noted(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    ctx.meta[AS_JSON] = value
+    return value
+
+
+AS_JSON = "signer.as_json"
+"""What of the contexts' ``meta`` says that a program reads what the command prints."""
+json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=_noted, help="Print JSON, for programs."
+)
 inputs_argument = click.argument(
     "inputs",
     metavar="INPUT...",

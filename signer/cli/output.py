@@ -27,20 +27,14 @@ def output(
     """Adds ``--json`` to a command that returns what it found or did, and prints that.
 
     With ``--json`` it prints ``as_value`` of it, else it calls ``show`` with it. The exit
-    code is 1 if it is not ``ok``. With ``--json`` a refusal is printed as JSON on stdout, too:
-    that of a call only above the options that connect (``client_options``).
+    code is 1 if it is not ``ok``.
     """
 
     def decorate(command: Callable[..., T]) -> Callable[..., None]:
         @json_option
         @functools.wraps(command)
         def wrapped(*, as_json: bool, **options: Any) -> None:
-            try:
-                result = command(**options)
-            except (OperatorError, ConfigError) as error:
-                if as_json:
-                    print_json({"error": _error_value(error)})
-                raise
+            result = command(**options)
             if as_json:
                 print_json(as_value(result))
             else:
@@ -53,7 +47,7 @@ def output(
     return decorate
 
 
-def _error_value(error: OperatorError | ConfigError) -> dict[str, object]:
+def refusal_value(error: OperatorError | ConfigError) -> dict[str, object]:
     """Returns what a program reads of a refusal: the text, and the reason and fields if known."""
     value: dict[str, object] = {"message": str(error)}
     # Of a SignerClientError, whose module takes time to import.

@@ -233,6 +233,26 @@ def test_a_refusal_is_told_with_its_rule(
     assert (done.code, json.loads(done.out)["error"]["reason"]) == (1, reason)
 
 
+NOWHERE = "facilities/x/keys/y"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"keys show {NOWHERE}",
+        "keys plan",
+        "operations show 0123456789abcdef",
+        "operations reject 0123456789abcdef --reason wrong --yes",
+        f"operations propose create-key {NOWHERE} --algorithm ES256 --yes",
+        f"operations propose deactivate {NOWHERE}/versions/1 --yes",
+        f"keys suspend {NOWHERE} --reason lost --yes",
+    ],
+)
+def test_every_refusal_is_json_for_programs(run: Run, appliance: Any, command: str) -> None:
+    done = run(*command.split(), "--client", appliance.client_file("stranger"), "--json")
+    assert (done.code, json.loads(done.out)["error"]["reason"]) == (1, "PEER_UNKNOWN")
+
+
 def test_sign_files(run: Run, appliance: Any, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
     for number, file in enumerate(files):

@@ -2,7 +2,7 @@
 
 import click
 
-from signer.cli.groups import Group
+from signer.cli.groups import CommandGroup
 from signer.cli.keys.exporting import export
 from signer.cli.keys.requests import certificates, requests
 from signer.cli.keys.rotating import plan, rotate
@@ -11,7 +11,7 @@ from signer.cli.keys.stopping import compromise, suspend, suspensions
 
 
 @click.group(
-    cls=Group,
+    cls=CommandGroup,
     commands=[
         certificates,
         compromise,

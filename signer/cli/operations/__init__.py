@@ -8,7 +8,7 @@ import click
 
 from signer.cli.completion import operation_ids
 from signer.cli.connection import client_options
-from signer.cli.groups import Group
+from signer.cli.groups import CommandGroup
 from signer.cli.operations.arguments import read_file, utc
 from signer.cli.operations.flow import (
     LONG,
@@ -55,7 +55,7 @@ from signer.x509 import describe_certificate
 
 
 @click.group(
-    cls=Group,
+    cls=CommandGroup,
     commands=[propose],
     elsewhere={"rotate": "`signer keys rotate`", "sign": "`signer operations approve`"},
 )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from signer.algorithms import Algorithm
-from signer.cli.groups import Group
+from signer.cli.groups import CommandGroup
 from signer.cli.operations.arguments import (
     KEY,
     TIME,
@@ -48,7 +48,7 @@ _version_argument = click.argument("version", metavar="VERSION", type=VERSION)
 
 
 @click.group(
-    cls=Group,
+    cls=CommandGroup,
     short_help="Proposes an operation, signed by you, for another officer.",
     elsewhere={
         "compromise": "`signer keys compromise`, which one officer does at once",
