@@ -93,7 +93,7 @@ class TrustedKeys:
         """
         message = finished(content)
         if message is None:
-            raise VerificationError(_unreadable(content.strip()))
+            raise VerificationError(_unreadable(content))
         try:
             header = message.header()
             key = self._signer(message, header)
@@ -255,13 +255,14 @@ def _unreadable(content: bytes) -> str:
     """Says why a content cannot be read as a message: as what it begins, if it is damaged."""
     if kind := detached_format(content):
         return f"it is a {kind}, which does not contain what it signs: give both"
-    if content.startswith(PREFIX):
+    text = content.strip()
+    if text.startswith(PREFIX):
         try:
-            finished_hcert(content)
+            finished_hcert(text)
         except MessageError as error:
             return f"it begins as the text of an HCERT, but is damaged or cut: {error}"
     for begin, what, rest in _BEGINNINGS:
-        if content.startswith(begin):
+        if text.startswith(begin):
             return f"it begins as {what}, but is damaged or cut: the rest is not {rest}"
     return (
         "it is not a compact JWS, a SMART Health Card (shc:/), a COSE_Sign1, the text of an HCERT"

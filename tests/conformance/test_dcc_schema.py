@@ -14,7 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signer.format_terms import ContentRules
@@ -248,6 +248,7 @@ def certificates(draw: st.DrawFn) -> Any:
 def test_every_decision_is_that_of_the_published_schema() -> None:
     valid, counts = published_verdict(), [0, 0]
 
+    @settings(max_examples=100)
     @given(certificates())
     def compare(certificate: Any) -> None:
         verdict = valid(certificate)

@@ -34,14 +34,14 @@ KEY = KeyName("a", "k")
             1,
             1,
             Reason.KEY_VERSION_EXHAUSTED,
-            "may make 1 signature in its lifetime, and 0 are left for 1 item:",
+            "may make 1 signature in its lifetime, of which 0 are left for 1 item:",
         ),
         (
             {"LIFETIME": 3},
             2,
             2,
             Reason.KEY_VERSION_EXHAUSTED,
-            "may make 3 signatures in its lifetime, and 1 is left for 2 items:",
+            "may make 3 signatures in its lifetime, of which 1 is left for 2 items:",
         ),
         (
             {"QUOTA": 1},
