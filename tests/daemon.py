@@ -278,5 +278,8 @@ def verified(audit: Path, origin: str, *options: str, whole: bool = True) -> dic
         report.update(json.loads(signer(*command).out))
         return bool(report["whole"]) or not whole
 
-    until(reported, "the log is whole and signed")
+    try:
+        until(reported, "the log is whole and signed")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {report}") from None
     return report
