@@ -44,7 +44,7 @@ demo: $(READY)
 # Four at a time on two cores: most tests wait for processes of their own. A file stays
 # together; the many short files of unit tests come last.
 test: $(TOOLS) build/shim.so
-	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
 
 # As `test`; conftest.py has the files that take longest begin. What Hypothesis tries in `test` it
 # tries again, four times as many examples.

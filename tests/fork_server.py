@@ -42,7 +42,7 @@ _IMPORTED = (
 )
 """What programs import, also when they run; anything else is imported by each fork."""
 _FROM_A_SHELL = """#!{python} -IS
-import json, os, signal, socket, sys
+import json, os, select, signal, socket, sys
 order = [{arguments!r} + sys.argv[1:], dict(os.environ), os.getcwd()]
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({address!r})
@@ -50,6 +50,8 @@ socket.send_fds(server, [json.dumps(order).encode()], [0, 1, 2])
 pid = int(server.recv(16))
 for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(each, lambda number, _: os.kill(pid, number))
+while not select.select([server], [], [], 0.1)[0]:
+    pass  # a signal that comes just before a call of the system is seen after it
 code = int(server.recv(16))
 sys.exit(code if code >= 0 else 128 - code)
 """

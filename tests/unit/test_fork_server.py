@@ -99,7 +99,7 @@ def test_a_program_for_shells_passes_on_words_signals_and_its_end(tmp_path: Path
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
         "print(sys.argv, flush=True)\n"
-        "time.sleep(600)"
+        "while True: time.sleep(0.01)"  # a signal just before a long sleep would be seen after it
     )
     path = tmp_path / "bin" / "wait"
     fork_server().program(path, "-c", waits)
