@@ -9,7 +9,7 @@ import click
 
 from signer.cli.bench_table import table
 from signer.cli.options import FILE, json_option
-from signer.cli.output import say
+from signer.cli.output import print_json, say
 from signer.client._errors import SignerClientError
 from signer.config.models import load_config
 from signer.config.policy_documents import load_policy
@@ -196,7 +196,7 @@ def _measure(
             continue
         rows.append((case, row))
         if as_json:
-            say(json.dumps(row.as_dict()))
+            print_json(row.as_dict(), indent=None)
     return rows, failed
 
 

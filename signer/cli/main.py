@@ -64,7 +64,7 @@ _ELSEWHERE = {
 
 
 class _Program(LazyGroup):
-    """All commands. With their ``--json`` a refusal is printed as JSON on stdout, too."""
+    """All commands. With their ``--json`` a refusal is an answer in JSON on stdout, too."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -27,7 +27,7 @@ def _noted(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
 
 
 AS_JSON = "signer.as_json"
-"""What of the contexts' ``meta`` says that a program reads what the command prints."""
+"""What of the contexts' ``meta`` says that a program waits for an answer in JSON."""
 json_option = click.option(
     "--json", "as_json", is_flag=True, callback=_noted, help="Print JSON, for programs."
 )

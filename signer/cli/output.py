@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from signer.cli.options import json_option
+from signer.cli.options import AS_JSON, json_option
 from signer.errors import ConfigError, OperatorError
 from signer.text import plain, plain_lines
 
@@ -78,9 +78,14 @@ def print_text(text: str, indent: str = "") -> None:
     say(textwrap.fill(plain(text), 80, subsequent_indent=indent, break_on_hyphens=False))
 
 
-def print_json(value: Any) -> None:
-    """Prints one JSON value on stdout."""
-    say(json.dumps(value, indent=2))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Prints one JSON value on stdout, in one line without ``indent``.
+
+    A program that has got an answer gets no JSON of a refusal after it.
+    """
+    say(json.dumps(value, indent=indent))
+    if (ctx := click.get_current_context(silent=True)) is not None:
+        ctx.meta[AS_JSON] = False
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:

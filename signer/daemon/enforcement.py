@@ -60,11 +60,11 @@ class Enforcement:
         self._registry, self._served, self._hsm = registry, served, hsm
         self._clock, self._events = clock, events
         self.newest = state  # the state that was read last; what it stops is stopped
-        self.looked = clock.now()  # when the registry had no other state
+        self._looked = clock.now()  # when the registry had no other state
         self.halted = ""  # why everything is stopped here, whatever officers have stopped
         self._readable = True  # at the last look
         self._ahead = Ahead()
-        self._ended_until = self.looked  # session copies of versions that ended before are gone
+        self._ended_until = self._looked  # session copies of versions that ended before are gone
         self._next_end = _end_after(served.snapshot.keys, self._ended_until)
 
     @property
@@ -85,8 +85,13 @@ class Enforcement:
                 state = self._registry.state(None if whole else known.keys)
                 self._stop(state)
                 self.newest = state
-            self.looked, self._readable = looked, True
+            self._looked, self._readable = looked, True
             return self.newest
+
+    def latest(self) -> tuple[RegistryState, float]:
+        """Returns the newest state, and when the registry had no other one (epoch seconds)."""
+        with self._lock:
+            return self.newest, self._looked
 
     def halt(self, reason: str) -> None:
         """Stops everything until the registry can be followed again."""

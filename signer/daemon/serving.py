@@ -275,7 +275,7 @@ class Serving:
     def _serve(self) -> None:
         """Serves the newest state that was read. For the thread that has the lock."""
         try:
-            newest, looked = self._enforcement.newest, self._enforcement.looked
+            newest, looked = self._enforcement.latest()
             if newest is not self._state or self._enforcement.pending:
                 self._take()
             if newest.keys.revision < self._accounts.latest:  # it was put back from a backup

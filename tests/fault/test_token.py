@@ -116,7 +116,7 @@ def test_a_token_that_goes_while_workers_sign(daemon: Daemon, lookup: str) -> No
     with daemon.client() as client:
 
         def refused() -> bool:
-            items = client.sign_batch(OTHERS, "MESSAGE", [b"m"] * 40, timeout=5)
+            items = client.sign_batch(OTHERS, "MESSAGE", [b"m"] * 40, timeout=30)
             assert {item.error and item.error.reason for item in items} == {"HSM_UNAVAILABLE"}
             return daemon.health() == "NOT_SERVING"
 
@@ -124,7 +124,7 @@ def test_a_token_that_goes_while_workers_sign(daemon: Daemon, lookup: str) -> No
         assert "no token with label" in daemon.reason() or "C_Initialize" in daemon.reason()
         show_token(daemon)
         until(lambda: not daemon.reason(), "it serves again")
-        assert all(item.ok for item in client.sign_batch(OTHERS, "MESSAGE", [b"m"], timeout=5))
+        assert all(item.ok for item in client.sign_batch(OTHERS, "MESSAGE", [b"m"], timeout=30))
 
 
 # --- the PIN ------------------------------------------------------------------------------
