@@ -1,5 +1,5 @@
 # make demo    signs and verifies real certificates, from nothing
-# make test    the whole test suite, about 14 minutes on 2 cores (2026-11-30)
+# make test    the whole test suite, about 10 minutes on 2 cores (2026-12-01)
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs, to take at most 40 minutes on 2 cores
 # make packaging  the image by podman, docs/packaging.md on an empty Debian; as root
@@ -41,7 +41,7 @@ $(TOOLS): $(DEV)
 demo: $(READY)
 	$(BIN)/python -m tests.e2e.demo
 
-# Four at a time on two cores: most tests wait for processes of their own. A file stays
+# Five at a time on two cores: most tests wait for processes of their own. A file stays
 # together; the many short files of unit tests come last.
 test: $(TOOLS) build/shim.so
 	$(BIN)/pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder
