@@ -1,5 +1,5 @@
 # make demo    signs and verifies real certificates, from nothing
-# make test    the whole test suite, about 10 minutes on 2 cores (2026-12-01)
+# make test    the whole test suite, about 12 minutes on 2 cores (2026-12-01)
 # make check   style, types, layers, proto lint, drift of generated code
 # make torture long fault and scale runs, to take at most 40 minutes on 2 cores
 # make packaging  the image by podman, docs/packaging.md on an empty Debian; as root
