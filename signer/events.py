@@ -220,7 +220,7 @@ class CheckpointMade(NamedTuple):
 
 
 class CheckpointFailed(TextEvent):
-    """A checkpoint that could not be signed or stored; it is tried again."""
+    """A checkpoint that could not be signed or stored; it is tried again, and said each minute."""
 
 
 class CheckpointShipped(NamedTuple):

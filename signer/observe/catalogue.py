@@ -162,7 +162,7 @@ _TABLE: Mapping[str, tuple[str, *tuple[Label, ...]]] = {
         "Since when some records are not covered by a checkpoint; 0 without such records.",
     ),
     "signer_audit_failures_total": (
-        "Checkpoints that could not be signed, stored or shipped.",
+        "Checkpoints not shipped, or not signed or stored: what lasts of these counts each minute.",
         Label("step", ("checkpoint", "shipping")),
     ),
     "signer_audit_requests_forgotten_total": (
