@@ -178,6 +178,14 @@ class WorkerLeft(NamedTuple):
     text: str
 
 
+class WorkerFailedAgain(NamedTuple):
+    """Another start of a worker failed as one in the last minute did: it is only counted."""
+
+    token: str
+    cause: str
+    text: str
+
+
 class LoginEnded(NamedTuple):
     """A worker's login to its token; ``result`` is "ok" or a failure kind."""
 

@@ -69,6 +69,9 @@ COUNTS: Mapping[type[Any], Callable[[Metrics, Any], object]] = {
     events.QuotaRefused: lambda metrics, event: metrics.quotas(event.group, event.window).inc(),
     events.ChunkEnded: _chunk_ended,
     events.WorkerLeft: lambda metrics, event: metrics.restarts(event.token, event.cause).inc(),
+    events.WorkerFailedAgain: lambda metrics, event: metrics.restarts(
+        event.token, event.cause
+    ).inc(),
     events.LoginEnded: lambda metrics, event: metrics.logins(event.token, event.result).inc(),
     events.RequestsForgotten: lambda metrics, event: metrics.forgotten.inc(event.requests),
     events.CheckpointFailed: lambda metrics, _: metrics.audit_failures("checkpoint").inc(),

@@ -16,7 +16,7 @@ from signer.algorithms import PROPERTIES, Algorithm
 from signer.clock import SystemClock
 from signer.config.models import TokenConfig
 from signer.event_loop import EventLoop
-from signer.events import ChunkEnded, LoginEnded, WorkerLeft
+from signer.events import ChunkEnded, LoginEnded, WorkerFailedAgain, WorkerLeft
 from signer.hsm.front.admin import open_admin
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Pool
@@ -134,7 +134,8 @@ class Record(Recorder):
     @property
     def left(self) -> list[tuple[str, str]]:
         """Cause and text of each worker that has ended."""
-        return [(event.cause, event.text) for event in self.of(WorkerLeft)]
+        ends = (event for event in self.seen if isinstance(event, WorkerLeft | WorkerFailedAgain))
+        return [(event.cause, event.text) for event in ends]
 
     @property
     def logins(self) -> list[str]:

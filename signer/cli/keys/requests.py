@@ -72,7 +72,6 @@ def requests(
       signer keys certificates requests/*.pem --client officer-a.yaml
     """
     wanted = None if list_file is None else set(read_list(list_file))
-    make_folder(out)
     identity = full_id(client, identity) if identity else only_one(client, "WAITING", _rotates)
     operation = client.operations.get(identity)
     proposal = parse(operation.content)
@@ -87,6 +86,7 @@ def requests(
         for version in client.list_key_versions()
         if may_wait(version, proposal) and (wanted is None or key_of(version.name) in wanted)
     ]
+    make_folder(out)
     written = []
     with progress("requests") as advance:
         for done, version in enumerate(waiting, 1):

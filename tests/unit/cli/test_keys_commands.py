@@ -269,8 +269,9 @@ def test_requests_of_a_proposal_wait_for_its_approval(
 ) -> None:
     details = {"subject": "CN={facility}", "issuers": ["x"], "keys": 1}
     one = waiting.operations.keep(waiting.operations.content("rotate", details)).id
-    done = run("keys", "requests", one, "--out", tmp_path, "--client", people.a.client)
+    done = run("keys", "requests", one, "--out", tmp_path / "new", "--client", people.a.client)
     assert (done.code, done.out) == (1, "")
+    assert list(tmp_path.glob("new")) == [], "a refusal makes no folder"
     assert f"operation {one} has no requests yet: they are made once it is approved" in done.err
 
 

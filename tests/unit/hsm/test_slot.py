@@ -11,7 +11,7 @@ import pytest
 
 from signer.clock import SystemClock
 from signer.event_loop import EventLoop
-from signer.events import WorkerLeft
+from signer.events import WorkerFailedAgain, WorkerLeft
 from signer.hsm.frames import (
     Channel,
     Closed,
@@ -24,6 +24,7 @@ from signer.hsm.frames import (
     unpack_ids,
     unpack_sign,
 )
+from signer.hsm.front import dispatcher as dispatchers
 from signer.hsm.front import slot as slots
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Pool
@@ -230,6 +231,41 @@ def test_what_a_worker_says_at_its_end(
     assert stage.left[0][0] == cause
     assert stage.left[0][1].startswith(text)
     assert stage.pool.wait_for_outcome(20)[0] == FailureKind(cause)
+
+
+def test_starts_that_fail_alike_are_reported_once_a_minute_and_all_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that is away for a night would fill log, audit log and page."""
+    monkeypatch.setattr(slots, "_PAUSES", (0.0,))
+
+    def fails(number: int, text: str) -> None:
+        worker = stage.worker(number)
+        worker.own.send(FrameKind.FATAL, pack_json({"kind": "token_absent", "text": text}))
+        worker.own.end()
+
+    away = ("token_absent", "there is no token t")
+    stage.pool.start()
+    for number in range(4):
+        fails(number, away[1])
+    until(lambda: len(stage.record.of(WorkerFailedAgain)) == 3)
+    assert stage.left == [away]
+    fails(4, "another reason")
+    fails(5, away[1])
+    fails(6, "another reason")
+    until(lambda: len(stage.record.of(WorkerFailedAgain)) == 5)
+    assert stage.left == [away, ("token_absent", "another reason")]
+    monkeypatch.setattr(dispatchers, "REPORT_SECONDS", 0.0)
+    fails(7, away[1])
+    until(lambda: len(stage.left) == 3)
+    stage.serving(8).own.close()
+    monkeypatch.setattr(dispatchers, "REPORT_SECONDS", 60.0)
+    fails(9, away[1])
+    until(lambda: len(stage.left) == 5)
+    assert stage.left[3:] == [("died", "the worker was ended by a test"), away]
+    assert {(event.token, event.cause) for event in stage.record.of(WorkerFailedAgain)} == {
+        ("t", "token_absent")
+    }
 
 
 # --- keys that are created or destroyed --------------------------------------------------------
