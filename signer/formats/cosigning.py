@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from signer.format_terms import Cosigned
-from signer.formats.finished import finished
+from signer.formats.finished import finished_jws
 from signer.formats.payloads import MessageError, PayloadError, denied, json_object
-from signer.model import Format
 
 _ABSENT = object()
 
@@ -28,8 +27,8 @@ def _record(record: bytes, cosigned: Cosigned) -> Mapping[str, Any]:
     """Returns the members of a record whose signature holds."""
     if not record:
         raise _refused(cosigned, "the payload has no signed record: send it in cosignatures")
-    message = finished(record)
-    if message is None or message.format is not Format.JWS:
+    message = finished_jws(record)
+    if message is None:
         raise _refused(cosigned, "the signed record is not a compact JWS")
     try:
         header = message.header()

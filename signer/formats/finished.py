@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cbor2
@@ -30,6 +31,7 @@ _HCERT = b"HC1:"
 _SIGN1_DEPTH = 5  # two tags, the message, its header, and a list in that
 _NO_HEADERS = cbor2.dumps({})
 _MOST_DEPTH = 66  # maps and lists inside each other: those of a payload, in two more
+_SHORT_HEADER = 256  # bytes; longer ones are read each time
 _LATEST = 253_402_300_799  # 9999-12-31T23:59:59Z, the last time that can be written
 _BY_NUMBER: Mapping[object, HcertClaim] = {n: name for name, n in hcert_claims.NUMBERS.items()}
 _BY_COSE = {row.cose: algorithm for algorithm, row in PROPERTIES.items()}
@@ -62,7 +64,10 @@ class Finished(NamedTuple):
 
     def header(self) -> SigningHeader:
         """Reads algorithm and key id; raises MessageError."""
-        return _jose(self) if self.format in JOSE else _cose(self)
+        if self.format not in JOSE:
+            return _cose(self)
+        read = _jose_again if len(self.protected) <= _SHORT_HEADER else _jose
+        return read(self.protected, self.format)
 
 
 class Claims(NamedTuple):
@@ -108,6 +113,11 @@ def finished(content: bytes) -> Finished | None:
             return finished_hcert(text)
         return None
     return _sign1(content, Format.COSE_SIGN1)
+
+
+def finished_jws(content: bytes) -> Finished | None:
+    """Reads a compact JWS; returns None for other content."""
+    return _compact(content.strip(), Format.JWS)
 
 
 def finished_hcert(text: bytes) -> Finished:
@@ -256,22 +266,25 @@ def _map_of(data: bytes, what: str) -> Mapping[Any, Any]:
     return value
 
 
-def _jose(message: Finished) -> SigningHeader:
+def _jose(protected: bytes, message_format: Format) -> SigningHeader:
     try:
-        header = json_object(message.protected)
+        header = json_object(protected)
     except PayloadError as error:
         raise MessageError(f"its header is not one JSON object: {error}") from None
     if "crit" in header:
         raise MessageError("its header has `crit`: its extensions are not supported")
     if "b64" in header:  # without `crit`, which RFC 7797 section 6 demands
         raise MessageError("its header has `b64`: payloads that are not Base64 are not supported")
-    if message.format is Format.SHC and header.get("zip") != "DEF":
+    if message_format is Format.SHC and header.get("zip") != "DEF":
         raise MessageError("its header has not `zip` DEF, as that of each SMART Health Card")
     algorithm: Any = header.get("alg")
     kid = header.get("kid", "")
     if not isinstance(kid, str):
         raise MessageError("its header has a `kid` that is not text")
     return SigningHeader(_algorithm(algorithm, lambda: Algorithm(algorithm)), kid)
+
+
+_jose_again = lru_cache(maxsize=1024)(_jose)  # what a key signs has the same header each time
 
 
 def _cose(message: Finished) -> SigningHeader:

@@ -20,7 +20,7 @@ from signer.client.key_files import KeysError, TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError
 from signer.format_terms import FormatContext
 from signer.formats import FORMATS, base45, shc
-from signer.formats.finished import finished
+from signer.formats.finished import _SHORT_HEADER, _jose_again, finished
 from signer.formats.hcert import text as hcert_text
 from signer.model import Format, KeyVersion
 from signer.x509 import cose_kid, jwk_members, jwk_thumbprint, public_key_pem, spki_of
@@ -417,6 +417,28 @@ def test_the_header_of_a_card_says_how_it_is_compressed(keys: Keys, packing: obj
     trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
     with pytest.raises(VerificationError, match="has not `zip` DEF"):
         trusted.verify(card(key, claims(), zip=packing), NOW)
+
+
+def test_a_header_that_was_read_in_a_jws_is_judged_again_in_a_card(keys: Keys) -> None:
+    """Headers are kept as they were read, since those of a key are all the same."""
+    key = keys[Algorithm.ES256]
+    trusted = TrustedKeys([TrustedKey("k", key.version.spki)])
+    made = jose({"alg": "ES256"}, key, claims())
+    for _ in range(2):
+        assert trusted.verify(made, NOW).format is Format.JWS
+        with pytest.raises(VerificationError, match="has not `zip` DEF"):
+            trusted.verify(shc.text(made), NOW)
+
+
+@pytest.mark.parametrize("length", [_SHORT_HEADER, _SHORT_HEADER + 1])
+def test_only_short_headers_are_kept(keys: Keys, length: int) -> None:
+    key = keys[Algorithm.ES256]
+    header = {"alg": "ES256", "kid": ""}
+    header["kid"] = "k" * (length - len(json.dumps(header)))
+    made, kept = jose(header, key), _jose_again.cache_info().currsize
+    read = [finished(made) for _ in range(3)]
+    assert [one.header().kid for one in read if one] == [header["kid"]] * 3
+    assert _jose_again.cache_info().currsize - kept == (length == _SHORT_HEADER)
 
 
 def test_a_card_is_signed_with_es256(keys: Keys) -> None:
