@@ -27,7 +27,8 @@ from signer.tools.doctor.tls_certificates import tls_problems
 def check(*, config_file: Path, as_json: bool) -> None:
     """Checks the configuration, the policy and the files they name.
 
-    Nothing is started, no token is used, no PIN is read. All problems are reported
+    Nothing is started, no token is used, no PIN is read: `signer doctor` examines
+    these, the registry and the audit log, before a start. All problems are reported
     at once, with their dotted paths; the exit code is then 1.
 
     \b
@@ -86,6 +87,7 @@ def _print_checked(file: Path, config: Config, policy: Policy, known: FilesState
     say(f"  stop    takes at most {config.limits.stop_seconds:.0f} s")
     say("  files   all exist, are readable, and private where they must be")
     say("  tls     certificate, key and client CA fit, and have not ended")
+    say("  beside  signer doctor examines tokens, PINs, registry and audit log")
 
 
 def _print_findings(findings: list[Finding]) -> None:

@@ -48,6 +48,7 @@ def test_all_in_order(appliance: Path) -> None:
     result = run(appliance)
     assert result.exit_code == 0
     assert "is in order" in result.stdout
+    assert "signer doctor examines tokens, PINs, registry and audit log" in result.stdout
     assert "stop    takes " in result.stdout
     assert "3 facilities" in result.stdout
     assert result.stderr == ""
