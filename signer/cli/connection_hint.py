@@ -1,5 +1,6 @@
 """Why an appliance cannot be reached: gRPC says it in words of its own, or not at all."""
 
+import os
 import socket
 import ssl
 from datetime import UTC, datetime
@@ -9,6 +10,9 @@ from cryptography import x509
 from signer.config.client_file import ClientFile
 from signer.text import utc
 
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+_PAST_PROXIES = ("no_grpc_proxy", "no_proxy")
+"""Variables of the environment that gRPC reads, in this order; only in small letters."""
 _SECONDS = 3.0
 """How long one look at the network may take: somebody waits for it after a failed call."""
 _HOSTNAME_MISMATCH = 62  # X509_V_ERR_HOSTNAME_MISMATCH
@@ -20,12 +24,13 @@ _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 def hint(client: ClientFile) -> str:
     """Looks where the connection that a client file describes fails; "" if it does not.
 
-    It looks at the files first, then connects, then makes a handshake, as the call did.
+    It looks at the files first, then connects, then makes a handshake, as the call did; where
+    that went through a proxy, only its operator can say more.
     """
     address = str(client.address)
-    if ended := _ended(client):
-        return ended
     host = client.address.host.strip("[]")
+    if known := _ended(client) or _proxied(address, host):
+        return known
     try:
         connection = socket.create_connection((host, client.address.port), _SECONDS)
     except ConnectionRefusedError:
@@ -40,6 +45,20 @@ def hint(client: ClientFile) -> str:
             return _handshake(client, connection, host)
         except OSError as error:
             return f"the connection to {address} was cut ({error.strerror or 'no answer'})"
+
+
+def _proxied(address: str, host: str) -> str:
+    """Says that the call went through a proxy; "" if the environment has none for this host."""
+    listed = next((os.environ[name] for name in _PAST_PROXIES if os.environ.get(name)), "")
+    if any(host.endswith(each.strip()) for each in listed.split(",") if each.strip()):
+        return ""
+    for name in _PROXIES:
+        if os.environ.get(name):
+            return (
+                f"the call went to the proxy in `{name}`: does it let you reach {address}? To call"
+                f" without it, add {host} to `no_proxy`"
+            )
+    return ""
 
 
 def _ended(client: ClientFile) -> str:

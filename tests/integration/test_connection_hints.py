@@ -51,6 +51,21 @@ def test_all_is_well(run: Run, client: Any) -> None:
     assert run("health", "--client", str(client())).out.strip() == "SERVING"
 
 
+@pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
+def test_a_proxy_that_does_not_answer(
+    run: Run, client: Any, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv(variable, f"http://me:secret@127.0.0.1:{port}")
+    text = told(run, client())
+    assert text.startswith(f"the call went to the proxy in `{variable}`: does it let you reach 127")
+    assert text.endswith("To call without it, add 127.0.0.1 to `no_proxy`")
+    assert "secret" not in text
+    monkeypatch.setenv("no_proxy", "example.org, 127.0.0.1")
+    assert run("health", "--client", str(client())).out.strip() == "SERVING"
+
+
 def test_nothing_listens(run: Run, client: Any) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
