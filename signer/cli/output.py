@@ -5,7 +5,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,12 +170,25 @@ def write_file(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
-def make_folder(path: Path) -> None:
-    """Creates a folder if it does not exist, and says so; raises OperatorError.
+@contextmanager
+def new_folder(path: Path | None) -> Iterator[None]:
+    """Creates the folder of what a command writes if it does not exist, and says so.
 
-    Its parent must exist: a mistyped path does not become a tree of new folders.
+    If the command fails before it has written anything, the folder goes again. Its parent must
+    exist: a mistyped path does not become a tree of new folders. Raises OperatorError. None: the
+    command writes into no folder.
     """
-    if not path.is_dir():
-        with explained(path, "made"):
-            path.mkdir()
-        say(f"{path} is a new folder", err=True)
+    if path is None or path.is_dir():
+        yield
+        return
+    with explained(path, "made"):
+        path.mkdir()
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.rmdir()  # only if it is empty
+        raise
+    finally:
+        if path.is_dir():
+            say(f"{path} is a new folder", err=True)

@@ -10,8 +10,8 @@ from signer.cli.completion import key_and_version_names, key_names
 from signer.cli.connection import client_options
 from signer.cli.operations.arguments import TIME
 from signer.cli.options import NEW_FOLDER
-from signer.cli.output import explained, output, say, write_file
-from signer.client import KeyVersion, SignerClient
+from signer.cli.output import new_folder, output, say, write_file
+from signer.client import ItemResult, KeyVersion, SignerClient
 from signer.errors import OperatorError
 from signer.formats.cms_template import with_content
 from signer.formats.payloads import MessageError
@@ -109,26 +109,32 @@ def build(
     if len(country) != 2 or not (country.isascii() and country.isupper()):
         raise click.UsageError(f"--country is {country}: expected two capital letters, as in VN")
     kind = HandleKind(kind_name.upper())
-    with explained(out, "created"):
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise OperatorError(f"{out} has files: name a new or an empty folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise OperatorError(f"{out} has files: name a new or an empty folder")
     kid = None if signer is None else _version(client, signer).kid
     entries = sorted(set(_entries(file, kind, country)))
     if not entries:
         raise OperatorError("there is no certificate to revoke")
     parts = [entries[at : at + MAX_ENTRIES] for at in range(0, len(entries), MAX_ENTRIES)]
     batches = [revocation_batch(country, kid, expires, kind, part) for part in parts]
-    made: list[dict[str, object]] = []
-    for number, result in enumerate(client.sign(key, Format.CMS, batches), 1):
-        if result.error is not None:
-            raise OperatorError(f"list {number} was not signed: {result.error.message}")
-        batch, path = batches[number - 1], out / f"batch-{number:04}"
-        write_file(path.with_suffix(".json"), batch)
-        write_file(path.with_suffix(".p7m"), with_content(result.signature, batch))
-        entry = {"file": str(path.with_suffix(".p7m")), "handles": len(parts[number - 1])}
-        made.append({**entry, "key_version": result.key_version})
-    return made
+    with new_folder(out):
+        signed = client.sign(key, Format.CMS, batches)
+        return [
+            {**_write(out, number, result, batch), "handles": len(part)}
+            for number, (result, batch, part) in enumerate(
+                zip(signed, batches, parts, strict=True), 1
+            )
+        ]
+
+
+def _write(out: Path, number: int, result: ItemResult, batch: bytes) -> dict[str, object]:
+    """Writes a signed list and its JSON; returns what is said of it. Raises OperatorError."""
+    if result.error is not None:
+        raise OperatorError(f"list {number} was not signed: {result.error.message}")
+    path = out / f"batch-{number:04}"
+    write_file(path.with_suffix(".json"), batch)
+    write_file(path.with_suffix(".p7m"), with_content(result.signature, batch))
+    return {"file": str(path.with_suffix(".p7m")), "key_version": result.key_version}
 
 
 def _version(client: SignerClient, name: str) -> KeyVersion:

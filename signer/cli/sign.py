@@ -13,7 +13,7 @@ import click
 from signer.cli.completion import key_and_version_names
 from signer.cli.connection import connect, daemon_options
 from signer.cli.options import FILE, inputs_argument
-from signer.cli.output import explained, make_folder, put, say, write_file
+from signer.cli.output import explained, new_folder, put, say, write_file
 from signer.cli.progress import progress
 from signer.client import ItemError, ItemResult, SignerClient, SignerClientError
 from signer.errors import OperatorError, Reason
@@ -164,9 +164,11 @@ def sign(
             cosignatures=None if cosignatures is None else _records(cosignatures),
         )
 
-    with progress("signing", hidden=prints and sys.stdout.isatty()) as advance:
-        _sign_all(client_file, call, items, printer, lambda done: advance(done, total))
-    printer.check()
+    folder = None if out is None or not targets else Path(out)
+    with new_folder(folder):
+        with progress("signing", hidden=prints and sys.stdout.isatty()) as advance:
+            _sign_all(client_file, call, items, printer, lambda done: advance(done, total))
+        printer.check()
 
 
 def _sign_all(
@@ -220,8 +222,6 @@ def _targets(inputs: tuple[str, ...], out: str | None, message_format: Format) -
     if twice or len(set(inputs)) < len(inputs):
         what = ", ".join(twice) or "an input"
         raise click.UsageError(f"{what} would be written twice: sign these files separately")
-    if out is not None:
-        make_folder(Path(out))
     return targets
 
 

@@ -125,7 +125,15 @@ def test_what_cannot_be_revoked_is_named(
     done = build(appliance, tmp_path / "lists", lines, *words)
     assert done.code == 1
     assert said in done.err
-    assert not list((tmp_path / "lists").glob("*"))
+    assert not (tmp_path / "lists").exists()
+
+
+def test_lists_that_are_not_signed_leave_no_folder(appliance: Any, tmp_path: Path) -> None:
+    out = tmp_path / "lists"
+    for key in ("facilities/moh/keys/absent", "facilities/01-001/keys/records"):
+        done = build(appliance, out, "URN:1\n", "--key", key)
+        assert (done.code, out.exists()) == (1, False), done.err
+    assert "is a new folder" not in done.err
 
 
 def test_a_folder_with_files_is_left_alone(appliance: Any, tmp_path: Path) -> None:

@@ -71,6 +71,25 @@ def test_a_refusal_names_the_reason_and_ends_with_one(appliance: Any) -> None:
     assert "Traceback" not in done.err
 
 
+def test_a_folder_is_made_for_signatures_and_not_for_refusals(
+    appliance: Any, tmp_path: Path
+) -> None:
+    good, bad, out = tmp_path / "good.json", tmp_path / "bad.json", tmp_path / "out"
+    good.write_text("{}")
+    bad.write_text("{")
+    refused = ("--key", "facilities/99-999/keys/x", "--format")
+    for key, file in ((refused, good), (RECORDS, bad)):
+        done = run(appliance, *key, "JWS", "--out", str(out), str(file))
+        assert (done.code, out.exists(), "new folder" in done.err) == (1, False, False)
+    done = run(appliance, *RECORDS, "JWS", "--out", str(out), str(good), str(bad))
+    assert (done.code, [each.name for each in out.iterdir()]) == (1, ["good.json.jws"])
+    assert f"{out} is a new folder" in done.err
+    out.rename(tmp_path / "moved")
+    out.mkdir()
+    done = run(appliance, *refused, "JWS", "--out", str(out), str(good))
+    assert (done.code, out.exists(), "new folder" in done.err) == (1, True, False)
+
+
 def test_a_quota_that_is_used_up_is_said_once_and_every_line_is_accounted_for(
     make_appliance: Any,
 ) -> None:

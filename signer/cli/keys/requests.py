@@ -16,7 +16,7 @@ from signer.cli.operations.arguments import certificates_in
 from signer.cli.operations.flow import LONG, full_id, only_one
 from signer.cli.operations.following import follow_options
 from signer.cli.options import FILE, NEW_FOLDER, json_option
-from signer.cli.output import make_folder, print_json, say, write_file
+from signer.cli.output import new_folder, print_json, say, write_file
 from signer.cli.progress import progress
 from signer.client import KeyVersion, Operation, SignerClient, SignerClientError
 from signer.distinguished_name import parse_name
@@ -86,9 +86,8 @@ def requests(
         for version in client.list_key_versions()
         if may_wait(version, proposal) and (wanted is None or key_of(version.name) in wanted)
     ]
-    make_folder(out)
     written = []
-    with progress("requests") as advance:
+    with new_folder(out), progress("requests") as advance:
         for done, version in enumerate(waiting, 1):
             request = client.get_key_version(version.name).certification_request
             if request and has_subject(request, version.name, str(proposal.details["subject"])):
