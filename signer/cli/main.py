@@ -71,7 +71,7 @@ class _Program(LazyGroup):
             return super().invoke(ctx)
         except (ConfigError, OperatorError) as error:
             if ctx.meta.get(AS_JSON):
-                print_json({"error": refusal_value(error)})
+                print_json({"error": refusal_value(error)}, indent=None)
             raise
 
 

@@ -1,8 +1,12 @@
 """Options that many commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NAMED_FILE = click.Path(path_type=Path)
@@ -28,9 +32,14 @@ def _noted(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
 
 AS_JSON = "signer.as_json"
 """What of the contexts' ``meta`` says that a program waits for an answer in JSON."""
-json_option = click.option(
-    "--json", "as_json", is_flag=True, callback=_noted, help="Print JSON, for programs."
-)
+
+
+def json_flag(text: str) -> Callable[[C], C]:
+    """Returns the option ``--json`` of a command, with its help."""
+    return click.option("--json", "as_json", is_flag=True, callback=_noted, help=text)
+
+
+json_option = json_flag("Print JSON, for programs.")
 inputs_argument = click.argument(
     "inputs",
     metavar="INPUT...",

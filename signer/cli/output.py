@@ -78,12 +78,12 @@ def print_text(text: str, indent: str = "") -> None:
     say(textwrap.fill(plain(text), 80, subsequent_indent=indent, break_on_hyphens=False))
 
 
-def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Prints one JSON value on stdout, in one line without ``indent``.
+def print_json(value: Any, *, indent: int | None = 2, **options: Any) -> None:
+    """Prints one JSON value on stdout, in one line without ``indent``; ``options`` as json has.
 
     A program that has got an answer gets no JSON of a refusal after it.
     """
-    say(json.dumps(value, indent=indent))
+    say(json.dumps(value, indent=indent, **options))
     if (ctx := click.get_current_context(silent=True)) is not None:
         ctx.meta[AS_JSON] = False
 

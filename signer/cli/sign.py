@@ -1,7 +1,6 @@
 """``signer sign``: signs files, or the lines of files."""
 
 import base64
-import json
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +11,8 @@ import click
 
 from signer.cli.completion import key_and_version_names
 from signer.cli.connection import connect, daemon_options
-from signer.cli.options import FILE, inputs_argument
-from signer.cli.output import explained, new_folder, put, say, write_file
+from signer.cli.options import FILE, inputs_argument, json_flag
+from signer.cli.output import explained, new_folder, print_json, put, say, write_file
 from signer.cli.progress import progress
 from signer.client import ItemError, ItemResult, SignerClient, SignerClientError
 from signer.errors import OperatorError, Reason
@@ -71,7 +70,7 @@ _Item = tuple[_Source, bytes]
     metavar="DIR|-",
     help="Folder for the signatures (a new one is made), - to print them; else beside each file.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a payload.")
+@json_flag("Print one JSON object a payload.")
 @click.option(
     "--revocation",
     is_flag=True,
@@ -289,7 +288,7 @@ class _Printer:
 
     def _print(self, source: _Source, result: ItemResult, target: Path | None) -> None:
         if self._json:
-            say(json.dumps(self._describe(source, result, target)))
+            print_json(self._describe(source, result, target), indent=None)
         elif target is None and self._single and not self._text:
             put(result.signature)
         elif target is None:

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,8 +13,8 @@ import click
 from signer.algorithms import Algorithm
 from signer.cli.connection import connect, optional_daemon_options
 from signer.cli.operations.arguments import TIME
-from signer.cli.options import FILE, PATHS, inputs_argument
-from signer.cli.output import explained, say
+from signer.cli.options import FILE, PATHS, inputs_argument, json_flag
+from signer.cli.output import explained, print_json, say
 from signer.cli.revoked import RevocationLists
 from signer.client.key_files import KeysError, TrustedKey
 from signer.client.verification import TrustedKeys, VerificationError, Verified
@@ -81,7 +80,7 @@ class _Judged(NamedTuple):
     multiple=True,
     help="A signed list of revoked certificates, or a folder of them (*.p7m). Repeatable.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message.")
+@json_flag("Print one JSON object a message.")
 @inputs_argument
 def verify(
     *,
@@ -142,7 +141,10 @@ def verify(
     for each in judged:
         taken += 1
         wrong += isinstance(each.said, str)
-        say(json.dumps(_value(each), default=_other, skipkeys=True) if as_json else _text(each))
+        if as_json:
+            print_json(_value(each), indent=None, default=_other, skipkeys=True)
+        else:
+            say(_text(each))
     if wrong:
         raise OperatorError(f"{wrong} of {count(taken, 'message is', 'messages are')} not valid")
     if not taken:

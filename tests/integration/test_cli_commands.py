@@ -253,6 +253,18 @@ def test_every_refusal_is_json_for_programs(run: Run, appliance: Any, command: s
     assert (done.code, json.loads(done.out)["error"]["reason"]) == (1, "PEER_UNKNOWN")
 
 
+def test_a_refused_verification_is_one_line_of_json(
+    run: Run, appliance: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "m"
+    file.write_text("e30.e30.AAAA")
+    done = run("verify", "--client", appliance.client_file("stranger"), "--json", file)
+    [line] = done.out.splitlines()
+    assert (done.code, json.loads(line)["error"]["reason"]) == (1, "PEER_UNKNOWN")
+    done = run("verify", "--client", appliance.client_file("auditor"), "--json", file, file)
+    assert (done.code, len(done.out.splitlines())) == (1, 2), "a verdict each, and no more"
+
+
 def test_sign_files(run: Run, appliance: Any, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
     for number, file in enumerate(files):
