@@ -376,3 +376,32 @@ class Events:
             except Exception as error:  # noqa: BLE001 - a listener must not break the emitter
                 if not isinstance(event, Bug):
                     self.emit(Bug(f"a listener of {type(event).__name__}", error, {}))
+
+
+REPORT_SECONDS = 60.0
+"""After which a failure that lasts is reported again: reports of its cause would drown in it."""
+_MOST_FAILURES = 8  # that are remembered
+
+
+class LastingFailures:
+    """Which failures of something that is tried again and again are reported. For one thread."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        """``now`` returns monotonic seconds."""
+        self._now = now
+        self._reported: dict[str, float] = {}  # when each was, the last one at the end
+
+    def is_news(self, failure: str) -> bool:
+        """Whether a failure is to be reported: it was not in the last minute."""
+        now = self._now()
+        if now - self._reported.get(failure, -REPORT_SECONDS) < REPORT_SECONDS:
+            return False
+        self._reported.pop(failure, None)
+        self._reported[failure] = now
+        if len(self._reported) > _MOST_FAILURES:
+            del self._reported[next(iter(self._reported))]
+        return True
+
+    def over(self) -> None:
+        """Nothing fails any more: the next failure is reported at once."""
+        self._reported.clear()

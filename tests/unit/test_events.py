@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 
 from signer.events import (
     CALL,
+    REPORT_SECONDS,
     AuditCommitted,
     Bug,
     CallBegan,
@@ -20,6 +21,7 @@ from signer.events import (
     ChunkEnded,
     Event,
     Events,
+    LastingFailures,
     LoginEnded,
     WorkerLeft,
     stages,
@@ -49,6 +51,21 @@ def test_an_event_goes_only_to_those_who_listen_to_its_type() -> None:
     events.emit(WorkerLeft("t", "died", ""))
     events.emit(LoginEnded("t", "ok"))
     assert seen == [LoginEnded("t", "ok")]
+
+
+def test_a_failure_that_lasts_is_reported_once_a_minute() -> None:
+    now = 0.0
+    failures = LastingFailures(lambda: now)
+    assert [failures.is_news(each) for each in "abab"] == [True, True, False, False]
+    now = REPORT_SECONDS - 1
+    assert not failures.is_news("a")
+    now = REPORT_SECONDS
+    assert [failures.is_news(each) for each in "aa"] == [True, False]
+    failures.over()
+    assert failures.is_news("a")
+    assert all(failures.is_news(str(number)) for number in range(100))
+    assert failures.is_news("0"), "only the newest few are remembered"
+    assert not failures.is_news("99")
 
 
 WORK = CallTrace()

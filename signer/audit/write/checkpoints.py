@@ -24,15 +24,13 @@ from signer.events import (
     CheckpointMade,
     CheckpointShipped,
     Events,
+    LastingFailures,
     ShippingFailed,
 )
 
 MAX_ITEMS_BEHIND = 10_000
 INTERVAL = 0.5
 """Seconds that a checkpoint waits for more records: the rest of its second is for the token."""
-
-REPORT_SECONDS = 60.0
-"""After which a failure that lasts is reported again: reports of its cause would drown in it."""
 
 _KEEP_EVERY = 3600
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
@@ -151,8 +149,7 @@ class Checkpointer:
         self._folder = folder
         self._shippers = tuple(shippers)
         self._events = events
-        self._clock = clock
-        self._failure, self._reported = "", 0.0  # the last one that was reported, and when
+        self._failures = LastingFailures(clock.monotonic)
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
 
     def start(self) -> None:
@@ -195,13 +192,11 @@ class Checkpointer:
         if failure := self._folder.try_put(checkpoint, note):
             self._report(f"{failure}; tried again")
             return False
-        self._failure = ""
+        self._failures.over()
         return True
 
     def _report(self, failure: str) -> None:
-        now = self._clock.monotonic()
-        if failure != self._failure or now - self._reported >= REPORT_SECONDS:
-            self._failure, self._reported = failure, now
+        if self._failures.is_news(failure):
             self._events.emit(CheckpointFailed(failure))
 
 

@@ -17,6 +17,7 @@ from signer.events import (
     ChunkEnded,
     Events,
     KeyRefused,
+    LastingFailures,
     LoginEnded,
     WorkerFailedAgain,
     WorkerLeft,
@@ -40,9 +41,6 @@ AWAY_SECONDS = 5.0
 """How long no worker serves before what waits fails: its callers then still have time."""
 FRAME_SECONDS = 0.0005
 """HSM time below which items are not spread over several workers."""
-REPORT_SECONDS = 60.0
-"""How often a start of a worker that fails in the same way is reported."""
-MOST_REPORTED = 8  # ways to fail that are remembered
 _LONG = 60.0  # seconds after which a caller may retry what only an operator can repair
 
 # Failures as callers read them. Operators read causes in status and logs.
@@ -118,7 +116,7 @@ class Dispatcher:
         self._added = 0  # items since the queue was last looked at
         self._together = Gatherer(loop.loop, lambda: self._added, self._pump)
         self._next_chunk = 0
-        self._reported: dict[str, float] = {}  # why starts have failed, and when that was reported
+        self._start_failures = LastingFailures(clock.monotonic)
         self._refused: dict[bytes, Verdict] = {}  # by CKA_ID, since the last signature
 
     @property
@@ -355,7 +353,7 @@ class Dispatcher:
     def ready(self, slot: Slot) -> None:
         """A worker has opened its token: it serves from here on."""
         self.failed = ""
-        self._reported.clear()
+        self._start_failures.over()
         slot.state, slot.reason = "failed" if self.halted else "serving", self.halted
         self.first_outcome.set()
         self.wake()
@@ -400,7 +398,7 @@ class Dispatcher:
         workers cannot start. While a token is away, the workers fail every few seconds for hours:
         that is reported once a minute, and counted each time.
         """
-        again = failed_starts and not self._is_news(end.text)
+        again = failed_starts and not self._start_failures.is_news(end.text)
         event = WorkerFailedAgain if again else WorkerLeft
         self._events.emit(event(self._token, end.cause, end.text))
         slot.state, slot.reason = "failed", self.halted or end.text
@@ -412,14 +410,6 @@ class Dispatcher:
         if not self.serving and failed_starts:
             self.first_failure = self.first_failure or end.cause
             self.first_outcome.set()
-
-    def _is_news(self, failure: str) -> bool:
-        """Whether to report that a start failed so: the last report is a minute old, or none."""
-        now = self._now()
-        if now - self._reported.get(failure, -REPORT_SECONDS) < REPORT_SECONDS:
-            return False
-        self._reported = {**dict(list(self._reported.items())[-MOST_REPORTED:]), failure: now}
-        return True
 
 
 def login_ended(token: str, failed: FailureKind | None) -> LoginEnded:

@@ -20,7 +20,13 @@ from signer.audit.write.checkpoints import (
 )
 from signer.audit.write.disk import Disk
 from signer.audit.write.inbox import Growth
-from signer.events import CheckpointFailed, CheckpointMade, CheckpointShipped, ShippingFailed
+from signer.events import (
+    REPORT_SECONDS,
+    CheckpointFailed,
+    CheckpointMade,
+    CheckpointShipped,
+    ShippingFailed,
+)
 from tests.daemon import until
 from tests.stand_ins import Recorder, SetClock
 
@@ -234,7 +240,7 @@ def test_a_token_that_fails_is_asked_again(tmp_path: Path, reports: Checkpoints)
         why[0] = "the token is full"
         tried(20)
         assert len(reports.failures) == 2, "another one at once"
-        clock.forward(shipping.REPORT_SECONDS)
+        clock.forward(REPORT_SECONDS)
         tried(20)
         assert len(reports.failures) == 3, "and again after a while"
         assert reports.made == []

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from signer import events
 from signer.clock import SystemClock
 from signer.event_loop import EventLoop
 from signer.events import WorkerFailedAgain, WorkerLeft
@@ -24,7 +25,6 @@ from signer.hsm.frames import (
     unpack_ids,
     unpack_sign,
 )
-from signer.hsm.front import dispatcher as dispatchers
 from signer.hsm.front import slot as slots
 from signer.hsm.front.chunks import Signed, SignJob
 from signer.hsm.front.pool import Pool
@@ -255,11 +255,11 @@ def test_starts_that_fail_alike_are_reported_once_a_minute_and_all_counted(
     fails(6, "another reason")
     until(lambda: len(stage.record.of(WorkerFailedAgain)) == 5)
     assert stage.left == [away, ("token_absent", "another reason")]
-    monkeypatch.setattr(dispatchers, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(events, "REPORT_SECONDS", 0.0)
     fails(7, away[1])
     until(lambda: len(stage.left) == 3)
     stage.serving(8).own.close()
-    monkeypatch.setattr(dispatchers, "REPORT_SECONDS", 60.0)
+    monkeypatch.setattr(events, "REPORT_SECONDS", 60.0)
     fails(9, away[1])
     until(lambda: len(stage.left) == 5)
     assert stage.left[3:] == [("died", "the worker was ended by a test"), away]
