@@ -146,6 +146,7 @@ class Accounts:
             document=self._registry.document,
             needed=self._needed,
             looked=self._looked,
+            recorded=self._standings.revision,
         )
         since = self._revision
         # Where states are taken as given, only decisions on officers and policy are followed.

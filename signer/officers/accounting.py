@@ -16,7 +16,7 @@ from signer.errors import OperatorError
 from signer.key_index import KeyIndex
 from signer.keys.registry import RegistryState
 from signer.keys.rows import UnreadableRow
-from signer.model import Act, KeyState, KeyVersion, parse_key_or_version
+from signer.model import Act, KeyState, KeyVersion, Suspension, parse_key_or_version
 from signer.officers.approval import (
     LATE,
     Officers,
@@ -30,10 +30,10 @@ from signer.officers.judgement import Judgement, Known
 from signer.officers.keys_record import KeysRecord, VersionRow
 from signer.officers.kinds.officer_change import ChangeOfficers, certificates_of
 from signer.officers.kinds.policy_change import PutPolicy
-from signer.officers.permits import makes_all_at_once, permit_of
+from signer.officers.permits import makes_all_at_once, permit_of, target_of
 from signer.officers.placing import PlacedChanges, Placing, judge_placements
 from signer.officers.records import ApprovedOperation, OfficersRecord, PolicyRecord
-from signer.officers.standing import key_of, since_of
+from signer.officers.standing import FlagKey, key_of, since_of
 from signer.officers.steps import AccountStep, ActStep, OperationStep
 from signer.officers.store import StoredOperation
 from signer.officers.suspending import SuspendedChanges, judge_suspensions
@@ -84,6 +84,7 @@ class _Judging:
         self._steps: list[AccountStep] = []
         self._decisions: list[tuple[int, OfficersRecord | PolicyRecord]] = []
         self._changed: dict[int, list[VersionRow]] = {}  # by the number of the step
+        self._lifted: dict[str, int] = {}  # targets of recorded operations, when they were resumed
         self._suspensions = SuspendedChanges()
         self._placements = PlacedChanges()
         self._wrapped: dict[int, list[WrappedRow]] = {}
@@ -108,6 +109,10 @@ class _Judging:
         What leads to something else than the registry has did not happen: it is left out.
         """
         state, new = self._known.state, self._new
+        for each in operations:
+            if each.proposal.kind == "resume" and self._known.used(each.id):
+                target, ended = str(each.proposal.details.get("target")), each.ended_revision or -1
+                self._lifted[target] = max(ended, self._lifted.get(target, -1))
         left_out: set[str] = set()
         for _ in range(3):
             end = self._follow(operations, left_out)
@@ -313,17 +318,28 @@ class _Judging:
     def suspensions(self) -> None:
         """Judges the suspensions: added ones are obeyed, lifted ones need an operation."""
         unreadable = (row.flag for row in self._new.unreadable if row.flag is not None)
+        acts = {n: s for n, s in enumerate(self._steps) if isinstance(s, ActStep)}
+        over = {number for number, act in acts.items() if self._is_over(act)}
         self._suspensions = judge_suspensions(
             self._known.state.suspensions,
             self._new.suspensions,
             frozenset((str(scope), name) for scope, name in unreadable),
-            [step.leaves for step in self._steps],
-            [s.flag for s in self._steps if isinstance(s, ActStep) and s.flag is not None],
+            [_as_it_was if n in over else s.leaves for n, s in enumerate(self._steps)],
+            [act.flag for n, act in acts.items() if act.flag is not None and n not in over],
         )
         self._result.refused += self._suspensions.refused
         self._result.by_hand += self._suspensions.by_hand
         flags = tuple(sorted(self._suspensions.flags))
         self._result.state = self._result.state._replace(suspensions=flags)
+
+    def _is_over(self, step: ActStep) -> bool:
+        """Whether the log has what an act suspended, and that officers lifted it afterwards.
+
+        Such acts are met again where all that ever was in the registry is looked at.
+        """
+        if step.flag is None or step.revision > self._known.recorded:
+            return False
+        return step.revision < self._lifted.get(target_of(*step.flag), -1)
 
     # --- the result ----------------------------------------------------------------------------
 
@@ -385,3 +401,8 @@ def replace_state(new: RegistryState, known: RegistryState, end: _Decided) -> Re
 
 def _same_officers(end: _Decided, officers: Officers, since: int) -> bool:
     return (officers_sha256(end.officers), end.officers_since) == (officers_sha256(officers), since)
+
+
+def _as_it_was(_: FlagKey, flag: Suspension | None) -> Suspension | None:
+    """Returns a suspension as an act leaves it that has no effect any more."""
+    return flag

@@ -28,7 +28,8 @@ class Known:
     has failed and not begun again, ``checked`` whether the log has found these very bytes approved.
     ``needed`` is the number of officers that each kind of operation needs. What had been done at
     ``looked``, in seconds since the epoch, is accounted for. ``policy_free``: the policy needs no
-    approval. ``document`` returns what is stored under a SHA-256. A revision of -1 is not known.
+    approval. ``document`` returns what is stored under a SHA-256. ``recorded`` is the revision of
+    the newest record of keys. A revision of -1 is not known.
     """
 
     state: RegistryState
@@ -45,6 +46,7 @@ class Known:
     document: Callable[[str], bytes | None]
     needed: Mapping[str, int]
     looked: float = 0.0
+    recorded: int = 0
 
 
 @dataclass(slots=True)

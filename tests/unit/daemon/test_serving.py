@@ -386,6 +386,40 @@ def test_a_used_operation_accounts_for_nothing_after_a_restart(stage: Stage) -> 
         assert stage.snapshot.keys.primary(stage.version(name).key, stage.clock.now()) is None
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_suspension_that_officers_have_lifted_does_not_come_back_at_a_start(
+    stage: Stage, again: bool
+) -> None:
+    """A start that finds something by hand looks at all acts and operations that ever were."""
+    stage.key()
+    stage.emergency.suspend(A, Scope.FACILITY, "01-001", "why")
+    if again:
+        stage.clock.forward(1)
+        stage.emergency.suspend(C, Scope.FACILITY, "01-001", "why")
+    stage.done("resume", target="facilities/01-001")
+    by_hand(stage, "UPDATE key_versions SET state = 'SUSPENDED'")
+    stage.start()
+    assert stage.serving.refused == []
+    assert stage.snapshot.suspended.facilities == {}
+
+
+def test_an_operation_that_is_said_to_be_later_hides_no_suspension(stage: Stage) -> None:
+    stage.key()
+    stage.emergency.suspend(A, Scope.FACILITY, "01-001", "why")
+    resumed = stage.done("resume", target="facilities/01-001")
+    known = list(stage.log.records)
+    stage.clock.forward(1)
+    stage.emergency.suspend(C, Scope.FACILITY, "01-001", "seen forged")
+    by_hand(
+        stage,
+        "DELETE FROM suspensions",
+        f"UPDATE operations SET ended_revision = 10000 WHERE id = '{resumed.id}'",
+    )
+    stage.start_with(known)
+    assert len(stage.serving.refused) == 1
+    assert list(stage.snapshot.suspended.facilities) == ["01-001"]
+
+
 # --- officers ---------------------------------------------------------------------------------
 
 
