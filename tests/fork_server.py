@@ -43,13 +43,16 @@ _IMPORTED = (
 """What programs import, also when they run; anything else is imported by each fork."""
 _FROM_A_SHELL = """#!{python} -IS
 import json, os, select, signal, socket, sys
+signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until it is known where they go
 order = [{arguments!r} + sys.argv[1:], dict(os.environ), os.getcwd()]
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({address!r})
 socket.send_fds(server, [json.dumps(order).encode()], [0, 1, 2])
 pid = int(server.recv(16))
-for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+for each in signals:
     signal.signal(each, lambda number, _: os.kill(pid, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 while not select.select([server], [], [], 0.1)[0]:
     pass  # a signal that comes just before a call of the system is seen after it
 code = int(server.recv(16))
